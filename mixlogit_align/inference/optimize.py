@@ -1,0 +1,223 @@
+"""Maximum likelihood with evidence of convergence."""
+
+# P parameters.
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.inference.derivatives import Derivatives, LogLik, derivatives
+
+# Eigenvalues of the unit-diagonal information below this: a direction that the data say nothing about. Its square
+# root bounds the relative precision with which autograd's Hessian could tell it from 0.
+_SINGULAR = 1e-10
+_NEWTON_STEPS = 10
+
+
+@dataclass(frozen=True)
+class MaximumLikelihood:
+    """Where an optimisation ended, and how far that can be trusted.
+
+    Attributes
+    ----------
+    params : torch.Tensor, shape (P,)
+    loglik : float
+    gradient : torch.Tensor, shape (P,)
+    gradient_norm : float
+        ``sqrt(g' (-H)^-1 g)``: the remaining Newton step measured in standard errors; half its square is the
+        log-likelihood still to be gained. Free of the units of the parameters. Infinite where -H is not positive
+        definite.
+    hessian : torch.Tensor, shape (P, P)
+        Of the log-likelihood: negative definite at a maximum.
+    eigenvalues : torch.Tensor, shape (P,)
+        Of minus the Hessian, ascending: all positive at a maximum.
+    iterations, evaluations : int
+        Steps taken, and log-likelihoods computed.
+    converged : bool
+        Everything is finite, minus the Hessian is positive definite and the gradient norm is within tolerance.
+    message : str
+        The grounds for ``converged``.
+    """
+
+    params: torch.Tensor
+    loglik: float
+    gradient: torch.Tensor
+    gradient_norm: float
+    hessian: torch.Tensor
+    eigenvalues: torch.Tensor
+    iterations: int
+    evaluations: int
+    converged: bool
+    message: str
+
+
+def gradient_norm(gradient: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Gradient in the metric of the inverse Hessian, ``sqrt(g' (-H)^-1 g)``.
+
+    Parameters
+    ----------
+    gradient : torch.Tensor, shape (P,)
+    hessian : torch.Tensor, shape (P, P)
+        Of the log-likelihood.
+
+    Returns
+    -------
+    float
+        Infinite where -H is not finite and positive definite.
+    """
+    if not (torch.isfinite(gradient).all() and _smallest_scaled_eigenvalue(hessian) > 0.0):
+        return float("inf")
+    return float(torch.sqrt((gradient @ torch.linalg.solve(-hessian, gradient)).clamp_min(0.0)))
+
+
+def _smallest_scaled_eigenvalue(hessian: torch.Tensor) -> float:
+    """Smallest eigenvalue of -H scaled to a unit diagonal (free of units); -inf if the scaling is impossible."""
+    information = -hessian
+    diagonal = information.diagonal()
+    if not torch.isfinite(information).all() or bool((diagonal <= 0.0).any()):
+        return float("-inf")
+    scale = diagonal.rsqrt()
+    return float(torch.linalg.eigvalsh(scale[:, None] * information * scale).min())
+
+
+class _Objective:
+    """Minus the log-likelihood in scaled coordinates, for scipy; remembers the last derivatives."""
+
+    def __init__(self, loglik: LogLik, scale: torch.Tensor) -> None:
+        self.loglik = loglik
+        self.scale = scale
+        self.evaluations = 0
+        self._at: np.ndarray[Any, Any] | None = None
+        self._last: Derivatives | None = None
+
+    def params(self, x: np.ndarray[Any, Any]) -> torch.Tensor:
+        return torch.as_tensor(x, dtype=torch.float64) * self.scale
+
+    def value(self, x: np.ndarray[Any, Any]) -> float:
+        self.evaluations += 1
+        with torch.no_grad():
+            value = -float(self.loglik(self.params(x)).sum())
+        return value if np.isfinite(value) else float("inf")  # a trial point outside the domain is refused
+
+    def derivatives(self, x: np.ndarray[Any, Any]) -> Derivatives:
+        if self._last is None or not np.array_equal(self._at, x):
+            self.evaluations += 1
+            self._at, self._last = x.copy(), derivatives(self.loglik, self.params(x))
+        return self._last
+
+    def gradient(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(-self.derivatives(x).gradient * self.scale)
+
+    def hessian(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(-self.scale[:, None] * self.derivatives(x).hessian * self.scale)
+
+
+def maximize_loglik(
+    loglik: LogLik, start: torch.Tensor, *, gradient_tolerance: float = 1e-6, max_iterations: int = 200
+) -> MaximumLikelihood:
+    """Maximise a log-likelihood: trust region with exact Hessians, then Newton steps.
+
+    Coordinates are scaled by the curvature at the start, so the path does not depend on the units of the
+    parameters. The trust region (Conn, Gould and Toint 2000, via scipy's ``trust-exact``) copes with starts where
+    the Hessian is indefinite; its acceptance test loses its digits near the top, where plain Newton steps finish.
+
+    Parameters
+    ----------
+    loglik : callable
+        Maps a float64 tensor of shape (P,) to a scalar, or to one value an individual; twice differentiable by
+        autograd. Non-finite values are taken as outside the domain.
+    start : torch.Tensor, shape (P,)
+        Must have a finite log-likelihood, gradient and Hessian.
+    gradient_tolerance : float
+        Largest :func:`gradient_norm` called converged, in standard errors.
+    max_iterations : int
+        Of the trust region.
+
+    Returns
+    -------
+    MaximumLikelihood
+
+    Raises
+    ------
+    InvalidInputError
+        If ``start`` is not a vector, or the log-likelihood or a derivative is not finite there.
+    """
+    start = torch.as_tensor(start, dtype=torch.float64).detach()
+    if start.ndim != 1 or not len(start):
+        raise InvalidInputError(
+            explain("start", got=f"shape {tuple(start.shape)}", expected="a vector (P,)", hint="start.reshape(-1)")
+        )
+    first = derivatives(loglik, start)
+    if not first.finite:
+        raise InvalidInputError(
+            explain(
+                "start",
+                got=f"log-likelihood {first.value} and gradient {first.gradient.tolist()} at {start.tolist()}",
+                expected="a finite log-likelihood with finite derivatives",
+                hint="a start nearer to 0, or data in units that keep utilities below about 100",
+            )
+        )
+
+    curvature = first.hessian.diagonal().abs()
+    scale = torch.where(curvature > 0.0, curvature, torch.ones_like(curvature)).rsqrt()
+    objective = _Objective(loglik, scale)
+    found = minimize(
+        objective.value,
+        np.asarray(start / scale),
+        jac=objective.gradient,
+        hess=objective.hessian,
+        method="trust-exact",
+        # radii in standard errors: 10 is a bold first step, and each good step may double it
+        options={"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-3, "maxiter": max_iterations},
+    )
+    point = objective.params(found.x)
+    at = objective.derivatives(found.x)
+    iterations, evaluations = int(found.nit), objective.evaluations + 1
+    norm = gradient_norm(at.gradient, at.hessian)
+    for _ in range(_NEWTON_STEPS):
+        if not 0.0 < norm < float("inf"):
+            break
+        trial = point - torch.linalg.solve(at.hessian, at.gradient)
+        there = derivatives(loglik, trial)
+        evaluations += 1
+        trial_norm = gradient_norm(there.gradient, there.hessian) if there.finite else float("inf")
+        if not trial_norm < norm:  # no further progress: rounding decides from here on
+            break
+        point, at, norm = trial, there, trial_norm
+        iterations += 1
+
+    eigenvalues = (
+        torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan"))
+    )
+    doubts = _doubts(at, norm, gradient_tolerance)
+    return MaximumLikelihood(
+        params=point,
+        loglik=at.value,
+        gradient=at.gradient,
+        gradient_norm=norm,
+        hessian=at.hessian,
+        eigenvalues=eigenvalues,
+        iterations=iterations,
+        evaluations=evaluations,
+        converged=not doubts,
+        message="; ".join(doubts)
+        or f"gradient norm {norm:.1e} standard errors, minus the Hessian is positive definite",
+    )
+
+
+def _doubts(at: Derivatives, norm: float, tolerance: float) -> list[str]:
+    if not at.finite:
+        return ["the log-likelihood or a derivative is not finite"]
+    doubts = []
+    smallest = _smallest_scaled_eigenvalue(at.hessian)
+    if not smallest > _SINGULAR:
+        doubts.append(f"minus the Hessian is not positive definite (smallest scaled eigenvalue {smallest:.1e})")
+    elif not norm <= tolerance:
+        doubts.append(f"gradient norm {norm:.1e} standard errors exceeds {tolerance:.1e}")
+    return doubts
