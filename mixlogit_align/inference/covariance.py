@@ -48,7 +48,9 @@ def hessian_covariance(hessian: torch.Tensor) -> torch.Tensor:
 
 
 def bhhh_covariance(scores: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Inverse of the outer product of scores, ``(sum_n w_n s_n s_n')^-1`` (Berndt, Hall, Hall and Hausman 1974).
+    """Inverse of the outer product of scores, ``(sum_n w_n s_n s_n')^-1``.
+
+    Berndt, Hall, Hall and Hausman (1974).
 
     Parameters
     ----------
@@ -74,7 +76,9 @@ def bhhh_covariance(scores: torch.Tensor, weights: torch.Tensor | None = None) -
 def robust_covariance(
     hessian: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Sandwich ``(-H)^-1 (sum_n w_n s_n s_n') (-H)^-1`` over individuals (Huber 1967), without a small-sample factor.
+    """Sandwich ``(-H)^-1 (sum_n w_n s_n s_n') (-H)^-1`` over individuals (Huber 1967).
+
+    No small-sample factor.
 
     Parameters
     ----------

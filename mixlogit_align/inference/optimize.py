@@ -14,8 +14,7 @@ from scipy.optimize import minimize
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference.derivatives import Derivatives, LogLik, derivatives
 
-# Eigenvalues of the unit-diagonal information below this: a direction that the data say nothing about. Its square
-# root bounds the relative precision with which autograd's Hessian could tell it from 0.
+# An eigenvalue of the unit-diagonal information below this is a direction that the data say nothing about.
 _SINGULAR = 1e-10
 _NEWTON_STEPS = 10
 
@@ -31,8 +30,8 @@ class MaximumLikelihood:
     gradient : torch.Tensor, shape (P,)
     gradient_norm : float
         ``sqrt(g' (-H)^-1 g)``: the remaining Newton step measured in standard errors; half its square is the
-        log-likelihood still to be gained. Free of the units of the parameters. Infinite where -H is not positive
-        definite.
+        log-likelihood still to be gained. Free of the units of the parameters. Infinite where -H is not
+        positive definite.
     hessian : torch.Tensor, shape (P, P)
         Of the log-likelihood: negative definite at a maximum.
     eigenvalues : torch.Tensor, shape (P,)
@@ -40,7 +39,7 @@ class MaximumLikelihood:
     iterations, evaluations : int
         Steps taken, and log-likelihoods computed.
     converged : bool
-        Everything is finite, minus the Hessian is positive definite and the gradient norm is within tolerance.
+        Everything is finite, -H is positive definite and the gradient norm is within tolerance.
     message : str
         The grounds for ``converged``.
     """
@@ -77,7 +76,7 @@ def gradient_norm(gradient: torch.Tensor, hessian: torch.Tensor) -> float:
 
 
 def _smallest_scaled_eigenvalue(hessian: torch.Tensor) -> float:
-    """Smallest eigenvalue of -H scaled to a unit diagonal (free of units); -inf if the scaling is impossible."""
+    """Smallest eigenvalue of -H scaled to a unit diagonal, free of units; -inf if that is impossible."""
     information = -hessian
     diagonal = information.diagonal()
     if not torch.isfinite(information).all() or bool((diagonal <= 0.0).any()):
@@ -93,8 +92,7 @@ class _Objective:
         self.loglik = loglik
         self.scale = scale
         self.evaluations = 0
-        self._at: np.ndarray[Any, Any] | None = None
-        self._last: Derivatives | None = None
+        self._last: tuple[np.ndarray[Any, Any], Derivatives] | None = None
 
     def params(self, x: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.as_tensor(x, dtype=torch.float64) * self.scale
@@ -106,10 +104,10 @@ class _Objective:
         return value if np.isfinite(value) else float("inf")  # a trial point outside the domain is refused
 
     def derivatives(self, x: np.ndarray[Any, Any]) -> Derivatives:
-        if self._last is None or not np.array_equal(self._at, x):
+        if self._last is None or not np.array_equal(self._last[0], x):
             self.evaluations += 1
-            self._at, self._last = x.copy(), derivatives(self.loglik, self.params(x))
-        return self._last
+            self._last = x.copy(), derivatives(self.loglik, self.params(x))
+        return self._last[1]
 
     def gradient(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.asarray(-self.derivatives(x).gradient * self.scale)
@@ -124,14 +122,15 @@ def maximize_loglik(
     """Maximise a log-likelihood: trust region with exact Hessians, then Newton steps.
 
     Coordinates are scaled by the curvature at the start, so the path does not depend on the units of the
-    parameters. The trust region (Conn, Gould and Toint 2000, via scipy's ``trust-exact``) copes with starts where
-    the Hessian is indefinite; its acceptance test loses its digits near the top, where plain Newton steps finish.
+    parameters. The trust region (Conn, Gould and Toint 2000, via scipy's ``trust-exact``) copes with starts
+    where the Hessian is indefinite; its acceptance test loses its digits near the top, where Newton steps
+    finish the work.
 
     Parameters
     ----------
     loglik : callable
-        Maps a float64 tensor of shape (P,) to a scalar, or to one value an individual; twice differentiable by
-        autograd. Non-finite values are taken as outside the domain.
+        Maps a float64 tensor of shape (P,) to a scalar, or to one value an individual; twice differentiable
+        by autograd. Non-finite values are taken as outside the domain.
     start : torch.Tensor, shape (P,)
         Must have a finite log-likelihood, gradient and Hessian.
     gradient_tolerance : float
@@ -151,14 +150,16 @@ def maximize_loglik(
     start = torch.as_tensor(start, dtype=torch.float64).detach()
     if start.ndim != 1 or not len(start):
         raise InvalidInputError(
-            explain("start", got=f"shape {tuple(start.shape)}", expected="a vector (P,)", hint="start.reshape(-1)")
+            explain(
+                "start", got=f"shape {tuple(start.shape)}", expected="a vector (P,)", hint="start.reshape(-1)"
+            )
         )
     first = derivatives(loglik, start)
     if not first.finite:
         raise InvalidInputError(
             explain(
                 "start",
-                got=f"log-likelihood {first.value} and gradient {first.gradient.tolist()} at {start.tolist()}",
+                got=f"{start.tolist()} with log-likelihood {first.value}, gradient {first.gradient.tolist()}",
                 expected="a finite log-likelihood with finite derivatives",
                 hint="a start nearer to 0, or data in units that keep utilities below about 100",
             )
@@ -174,7 +175,12 @@ def maximize_loglik(
         hess=objective.hessian,
         method="trust-exact",
         # radii in standard errors: 10 is a bold first step, and each good step may double it
-        options={"initial_trust_radius": 10.0, "max_trust_radius": 1e6, "gtol": 1e-3, "maxiter": max_iterations},
+        options={
+            "initial_trust_radius": 10.0,
+            "max_trust_radius": 1e6,
+            "gtol": 1e-3,
+            "maxiter": max_iterations,
+        },
     )
     point = objective.params(found.x)
     at = objective.derivatives(found.x)
@@ -217,7 +223,9 @@ def _doubts(at: Derivatives, norm: float, tolerance: float) -> list[str]:
     doubts = []
     smallest = _smallest_scaled_eigenvalue(at.hessian)
     if not smallest > _SINGULAR:
-        doubts.append(f"minus the Hessian is not positive definite (smallest scaled eigenvalue {smallest:.1e})")
+        doubts.append(
+            f"minus the Hessian is not positive definite (smallest scaled eigenvalue {smallest:.1e})"
+        )
     elif not norm <= tolerance:
         doubts.append(f"gradient norm {norm:.1e} standard errors exceeds {tolerance:.1e}")
     return doubts
