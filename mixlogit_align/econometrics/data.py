@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class ChoiceData:
     """Who chose what from which alternatives.
 
-    Made by :meth:`from_long` or :meth:`from_logratios`, which check it; individuals, situations and alternatives
-    keep the order in which they first appear.
+    Made by :meth:`from_long` or :meth:`from_logratios`, which check it; individuals, situations and
+    alternatives keep the order in which they first appear.
 
     Attributes
     ----------
@@ -188,11 +188,11 @@ class ChoiceData:
         variables : sequence of str, optional
             Attributes to read; None: every other numeric column.
         availability : str, optional
-            Column that is 0 (or False) in rows of alternatives that could not be chosen; such a row is read as if
-            it were not there. A choice set may also simply lack rows.
+            Column that is 0 (or False) in rows of alternatives that could not be chosen; the attributes in such
+            rows are not read. A choice set may also simply lack rows.
         weights : str, optional
-            Column of frequencies (positive, not necessarily whole), constant within an individual (a situation in
-            a cross-section): the individual counts as that many alike.
+            Column of frequencies (positive, not necessarily whole), constant within an individual (a situation
+            in a cross-section): the individual counts as that many alike.
 
         Returns
         -------
@@ -202,7 +202,8 @@ class ChoiceData:
         ------
         InvalidInputError
             Naming the column, the row (its index label) and the rule broken: missing ids, values that are not
-            finite numbers, an alternative twice in a situation, none or several chosen, nothing to choose from.
+            finite numbers, an alternative twice in a situation, none or several chosen, fewer than two
+            available.
         """
         import pandas as pd
 
@@ -218,26 +219,27 @@ class ChoiceData:
         for role, column in named.items():
             _require_column(frame, column, role)
         if variables is None:
-            taken = set(named.values())
-            variables = [
-                c for c in frame.columns if c not in taken and pd.api.types.is_numeric_dtype(frame[c])
-            ]
+            others = [column for column in frame.columns if column not in named.values()]
+            variables = [column for column in others if pd.api.types.is_numeric_dtype(frame[column])]
         for column in variables:
             _require_column(frame, column, "variables")
-        if not len(frame):
+        if not len(frame) or not len(variables):
             raise InvalidInputError(
-                explain("frame", got="no rows", expected="at least one situation", hint="checking the filter")
+                explain(
+                    "frame",
+                    got=f"{len(frame)} rows, attributes {list(variables)}",
+                    expected="at least one situation and one numeric attribute",
+                    hint="checking the filter that made the table, and the types of its columns",
+                )
             )
 
         for role in ("alternative", "situation", "individual"):
             if role in named:
                 _reject_rows(frame, named[role], frame[named[role]].isna(), "a label in every row")
         chosen = _indicator(frame, choice)
-        if availability is not None:
-            offered = _indicator(frame, availability)
-            _reject_rows(frame, availability, chosen & ~offered, "the chosen alternative to be available")
-            frame, chosen = frame[offered], chosen[offered]
-        values = np.stack([_numbers(frame, column) for column in variables], axis=-1)
+        offered = np.ones_like(chosen) if availability is None else _indicator(frame, availability)
+        _reject_rows(frame, choice, chosen & ~offered, "the chosen alternative to be available")
+        values = np.stack([_numbers(frame[offered], column) for column in variables], axis=-1)
 
         keys = [situation] if individual is None else [individual, situation]
         groups = frame.groupby(keys, sort=False, observed=True)
@@ -248,14 +250,17 @@ class ChoiceData:
         twice = frame.duplicated([*keys, alternative]).to_numpy()
         _reject_rows(frame, alternative, twice, "each alternative once in a situation")
         available = np.zeros((s, j), dtype=bool)
-        available[situation_code, alternative_code] = True
+        available[situation_code, alternative_code] = offered
         first_row = np.unique(situation_code, return_index=True)[1]
-        _reject_situations(frame, first_row, available.sum(-1) < 2, keys, "at least two alternatives")
-        num_chosen = np.bincount(situation_code, weights=chosen, minlength=s)
-        _reject_situations(frame, first_row, num_chosen != 1, keys, f"one chosen alternative in {choice!r}")
+        sizes = available.sum(-1)
+        _reject_situations(
+            frame, first_row, keys, sizes, sizes < 2, "two or more alternatives to choose from"
+        )
+        taken = np.bincount(situation_code[chosen], minlength=s)
+        _reject_situations(frame, first_row, keys, taken, taken != 1, "one chosen alternative")
 
         attributes = np.zeros((s, j, len(variables)))
-        attributes[situation_code, alternative_code] = values
+        attributes[situation_code[offered], alternative_code[offered]] = values
         choice_index = np.empty(s, dtype=np.int64)
         choice_index[situation_code[chosen]] = alternative_code[chosen]
 
@@ -280,8 +285,8 @@ class ChoiceData:
             individual=torch.as_tensor(person, dtype=torch.int64),
             weights=torch.from_numpy(frequency),
             variables=tuple(variables),
-            alternatives=tuple(alternatives),
-            individuals=tuple(people),
+            alternatives=tuple(pd.Index(alternatives).tolist()),
+            individuals=tuple(pd.Index(people).tolist()),
             is_panel=individual is not None,
         )
 
@@ -305,8 +310,8 @@ class ChoiceData:
         individual : str, optional
             Column that names who judged (``"annotator_id"``); None: a fresh strength for every row.
         weights : str, optional
-            Column of frequencies, as in :meth:`from_long`. (``pair_weight`` of a run is the slope of the loss, not
-            a frequency.)
+            Column of frequencies, as in :meth:`from_long`. (``pair_weight`` of a run is the slope of the loss,
+            not a frequency.)
 
         Returns
         -------
@@ -365,26 +370,33 @@ def _reject_rows(frame: pd.DataFrame, column: str, bad: Any, expected: str) -> N
         raise InvalidInputError(
             explain(
                 f"column {column!r}",
-                got=f"{value!r} in row {frame.index[rows[0]]!r} ({len(rows)} such rows)",
+                got=f"{_show(value)} in row {_show(frame.index[rows[0]])} ({len(rows)} such rows)",
                 expected=expected,
                 hint="correcting or removing these rows, or naming another column",
             )
         )
 
 
-def _reject_situations(frame: pd.DataFrame, first_row: Any, bad: Any, keys: list[str], expected: str) -> None:
+def _reject_situations(
+    frame: pd.DataFrame, first_row: Any, keys: list[str], counts: Any, bad: Any, expected: str
+) -> None:
+    """Raise if any situation is bad, naming the first by its ids and the row where it starts."""
     situations = np.flatnonzero(bad)
     if len(situations):
         row = first_row[situations[0]]
-        where = ", ".join(f"{key}={frame[key].iloc[row]!r}" for key in keys)
+        where = ", ".join(f"{key}={_show(frame[key].iloc[row])}" for key in keys)
         raise InvalidInputError(
             explain(
-                f"situation {where}",
-                got=f"another number, from row {frame.index[row]!r} on ({len(situations)} such situations)",
+                f"situation {where}, from row {_show(frame.index[row])}",
+                got=f"{counts[situations[0]]} ({len(situations)} such situations)",
                 expected=expected,
                 hint="completing or removing these situations",
             )
         )
+
+
+def _show(label: Any) -> str:
+    return repr(label.item() if isinstance(label, np.generic) else label)
 
 
 def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
@@ -407,4 +419,5 @@ def _numbers(frame: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
 def _indicator(frame: pd.DataFrame, column: str) -> np.ndarray[Any, Any]:
     values = _numbers(frame, column)
     _reject_rows(frame, column, (values != 0) & (values != 1), "0 or 1")
-    return values == 1
+    indicator: np.ndarray[Any, Any] = values == 1
+    return indicator
