@@ -36,7 +36,7 @@ FREE = {"errors"}  # every room may import these
 LIBRARIES = {
     "errors": set(),
     "numerics": {"torch", "numpy"},
-    "distributions": {"torch", "numpy", "pyro"},
+    "distributions": {"torch", "numpy", "scipy", "pyro"},
     "inference": {"torch", "numpy", "scipy", "joblib"},
 }
 EXTRA_LIBRARIES = {"mixlogit_align/numerics/draws.py": {"scipy"}}  # quasi-random sequences

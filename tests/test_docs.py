@@ -105,14 +105,16 @@ def test_named_extras_exist(document: str) -> None:
     assert {extra for group in named for extra in group.split(",")} <= set(extras)
 
 
-@pytest.mark.parametrize("number, example", enumerate(fences(read("README.md"), "python")))
+@pytest.mark.parametrize("number, example", list(enumerate(fences(read("README.md"), "python"), 1)))
 def test_readme_example_runs(number: int, example: str) -> None:
     exec(compile(example, f"README.md, example {number}", "exec"), {"__name__": "example"})
 
 
 def test_finders_find() -> None:
     """The tests above are generated, so an empty list would pass unseen."""
-    text = "[a](x/y.md) `tests/` `run.py` `.ci/run` `beta * x` `demo_output/a.html`\n```sh\n$ make demo  # a\n```\n"
+    text = (
+        "[a](x/y.md) `tests/` `run.py` `.ci/run` `beta * x` `build/a.html`\n```sh\n$ make demo  # hm\n```\n"
+    )
     assert named_paths(text) == {"x/y.md", "tests/", "run.py", ".ci/run"}
     assert named_commands(text, "make") == {"make demo"}
     assert fences("```python\na = 1\n```\n", "python") == ["a = 1\n"]
