@@ -36,7 +36,7 @@ def shared_data() -> Path:
 def reproducible() -> Iterator[None]:
     """Every test starts from the same seeds and leaves the global state of torch and pyro as it was."""
     random.seed(0)
-    np.random.seed(0)  # some peers draw from the global generator
+    np.random.seed(0)  # noqa: NPY002 - some peers draw from the global generator
     torch.manual_seed(0)
     dtype = torch.get_default_dtype()
     yield
