@@ -1,0 +1,30 @@
+"""Preference alignment of language models with a distribution of preference strength.
+
+`mixdpo_loss` and `sequence_logprobs` fit into any training loop; `run_alignment` runs a whole configuration.
+Importing this package does not import transformers.
+"""
+
+from __future__ import annotations
+
+from mixlogit_align.alignment.config import AlignmentConfig, dump_config, load_config, parse_config
+from mixlogit_align.alignment.logratios import SequenceLogProbs, sequence_logprobs
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, mixdpo_loss
+from mixlogit_align.alignment.progress import RichProgress
+from mixlogit_align.alignment.runner import RunResult, run_alignment
+from mixlogit_align.alignment.trainer import NonFiniteLossError
+
+__all__ = [
+    "AlignmentConfig",
+    "MixDPOLoss",
+    "NonFiniteLossError",
+    "PreferenceLoss",
+    "RichProgress",
+    "RunResult",
+    "SequenceLogProbs",
+    "dump_config",
+    "load_config",
+    "mixdpo_loss",
+    "parse_config",
+    "run_alignment",
+    "sequence_logprobs",
+]

@@ -1,0 +1,131 @@
+"""The one schema that every reader fills: a prompt, its candidate responses and somebody's choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mixlogit_align.errors import InvalidInputError, explain
+
+Split = Literal["train", "eval"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """One choice among the responses to a prompt.
+
+    Parameters
+    ----------
+    prompt : str
+    responses : tuple of str
+        Two or more candidates.
+    choice : int
+        Index of the chosen response.
+    pair_id : int
+        Names the comparison within its data set; Monte Carlo draws and log-ratio tables are keyed by it.
+    split : {"train", "eval"}
+    annotator_id : str or None
+        Who chose, where known.
+    groups : mapping
+        Named subgroups the comparison belongs to, e.g. ``{"subset": "helpful"}``.
+    weight : float
+        How often this choice counts, e.g. the number of votes for it.
+    """
+
+    prompt: str
+    responses: tuple[str, ...]
+    choice: int
+    pair_id: int
+    split: Split
+    annotator_id: str | None = None
+    groups: Mapping[str, str] = field(default_factory=dict)
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if len(self.responses) < 2 or not 0 <= self.choice < len(self.responses):
+            raise InvalidInputError(explain(
+                f"choice of pair_id {self.pair_id}", got=f"{self.choice} among {len(self.responses)} responses",
+                expected="two or more responses and the index of one of them",
+                hint="counting the responses from 0"))
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise InvalidInputError(explain(f"weight of pair_id {self.pair_id}", got=self.weight,
+                                            expected="a finite number above 0", hint="leaving out rows that nobody chose"))
+
+    @property
+    def chosen(self) -> str:
+        """The preferred response."""
+        return self.responses[self.choice]
+
+    @property
+    def rejected(self) -> str:
+        """The other response of a pair; an error for larger sets."""
+        if len(self.responses) != 2:
+            raise InvalidInputError(explain(f"responses of pair_id {self.pair_id}", got=len(self.responses),
+                                            expected="a pair", hint="`responses` and `choice`"))
+        return self.responses[1 - self.choice]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrengthTruth:
+    """What simulated annotators are made of.
+
+    Parameters
+    ----------
+    family : {"point", "lognormal", "gamma"}
+    mean, cv : float
+        Mean of the strength; standard deviation over mean.
+    utility_diff : mapping
+        pair_id -> utility of the chosen less utility of the rejected response.
+    """
+
+    family: Literal["point", "lognormal", "gamma"]
+    mean: float
+    cv: float
+    utility_diff: Mapping[int, float]
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the strength."""
+        return self.mean * self.cv
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """The family's parameters under their names in this package."""
+        if self.family == "point":
+            return {"value": self.mean}
+        if self.family == "gamma":
+            return {"concentration": self.cv**-2, "rate": self.cv**-2 / self.mean}
+        scale = math.sqrt(math.log1p(self.cv**2))
+        return {"loc": math.log(self.mean) - scale**2 / 2, "scale": scale}
+
+    def summary(self) -> dict[str, Any]:
+        """Family, mean, sd, cv and parameters, as ``LearnableMixing.summary`` gives them."""
+        return {"family": self.family, "mean": self.mean, "sd": self.sd, "cv": self.cv,
+                "parameters": self.parameters}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceData:
+    """Comparisons with the reader's report of what it met, and the truth where it is known.
+
+    Parameters
+    ----------
+    comparisons : tuple of Comparison
+    report : dict
+        Counts by name: rows read, used, set aside and why.
+    truth : StrengthTruth or None
+    """
+
+    comparisons: tuple[Comparison, ...]
+    report: Mapping[str, Any]
+    truth: StrengthTruth | None = None
+
+    def split(self, name: Split) -> list[Comparison]:
+        """The comparisons of one split, in order; an error when it is empty."""
+        rows = [row for row in self.comparisons if row.split == name]
+        if not rows:
+            raise InvalidInputError(explain(f"split {name!r}", got=f"no comparisons ({dict(self.report)})",
+                                            expected="at least one", hint="the reader's report above for the reason"))
+        return rows

@@ -1,0 +1,129 @@
+"""Log-probabilities of responses under a policy, in float32, without holding all logits at once."""
+
+# Shapes: R sequences, L tokens, V vocabulary.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
+from mixlogit_align.errors import InvalidInputError, explain
+
+
+def sequence_logprobs(
+    policy: nn.Module,
+    input_ids: Tensor,
+    response_mask: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    chunk_size: int = 4096,
+) -> Tensor:
+    """Sum of the log-probabilities of the response tokens of each sequence.
+
+    ``log pi(y | x) = sum over response tokens t of log softmax(logits at t - 1)[token t]``, the softmax in
+    float32 whatever the policy's dtype.
+
+    Parameters
+    ----------
+    policy : nn.Module
+        A causal language model with ``base_model`` (token ids to ``last_hidden_state``) and
+        ``get_output_embeddings()`` (hidden states to logits), as those of transformers have.
+    input_ids : Tensor
+        (R, L) int64.
+    response_mask : Tensor
+        (R, L) bool; the first token of a sequence cannot be a response token.
+    attention_mask : Tensor, optional
+        (R, L), passed on to the policy. Not needed with padding on the right, which a causal model's
+        earlier tokens never see.
+    chunk_size : int
+        Response tokens that are projected on the vocabulary at a time. When they do not fit into one
+        chunk, gradients recompute each chunk's logits instead of storing them.
+
+    Returns
+    -------
+    Tensor
+        (R,) float32; 0 for a sequence without response tokens.
+    """
+    if input_ids.shape != response_mask.shape or input_ids.ndim != 2:
+        raise InvalidInputError(explain("response_mask", got=f"shape {tuple(response_mask.shape)}",
+                                        expected=f"the shape (R, L) of input_ids, {tuple(input_ids.shape)}",
+                                        hint="one sequence a row"))
+    if bool(response_mask[:, 0].any()):
+        raise InvalidInputError(explain("response_mask", got="a response that starts at the first token",
+                                        expected="at least one prompt token before it",
+                                        hint="putting the end-of-text token in place of an empty prompt"))
+    hidden = _base(policy)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    predicts = response_mask[:, 1:]
+    states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]
+    head = policy.get_output_embeddings()
+    chunks = list(zip(states.split(chunk_size), targets.split(chunk_size), strict=True))
+    if len(chunks) > 1 and torch.is_grad_enabled():
+        logps = [checkpoint(_token_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        logps = [_token_logprobs(head, *chunk) for chunk in chunks]
+    rows = predicts.nonzero()[:, 0]
+    total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
+    return total.index_add(0, rows, torch.cat(logps))
+
+
+def _base(policy: nn.Module) -> Any:
+    base = getattr(policy, "base_model", policy)
+    if base is policy:
+        raise InvalidInputError(explain("policy", got=type(policy).__name__,
+                                        expected="a language model whose `base_model` gives hidden states",
+                                        hint="a causal language model of transformers"))
+    return base
+
+
+def _token_logprobs(head: Any, states: Tensor, targets: Tensor) -> Tensor:
+    logits = head(states).float()
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+class SequenceLogProbs(nn.Module):
+    """A policy that maps candidate sets to log-probabilities, all candidates in one forward pass.
+
+    The projection on the vocabulary happens inside ``forward``, so that a policy whose parameters are
+    sharded can be wrapped as a whole.
+
+    Parameters
+    ----------
+    policy : nn.Module
+        See `sequence_logprobs`.
+    chunk_size : int
+        See `sequence_logprobs`.
+    """
+
+    def __init__(self, policy: nn.Module, *, chunk_size: int = 4096) -> None:
+        super().__init__()
+        self.policy = policy
+        self.chunk_size = chunk_size
+
+    def forward(self, input_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """Log-probabilities, (B, J) float32, of (B, J, L) sequences padded on the right."""
+        logps = sequence_logprobs(self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1),
+                                  chunk_size=self.chunk_size)
+        return logps.unflatten(0, input_ids.shape[:2])
+
+
+@torch.no_grad()
+def candidate_logprobs(
+    model: SequenceLogProbs, rows: Sequence[TokenizedComparison], collator: Collator, *, batch_size: int
+) -> Tensor:
+    """Log-probabilities of every candidate of every row, without gradient: (N, J) float32, 0 for none.
+
+    Rows go through the model in order of length, which keeps padding small.
+    """
+    order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i].input_ids)))
+    logps = torch.zeros(len(rows), max(len(row.input_ids) for row in rows), device=collator.device)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        batch = collator([rows[i] for i in indices])
+        values = model(batch.input_ids, batch.response_mask)
+        logps[indices, : values.shape[1]] = values
+    return logps

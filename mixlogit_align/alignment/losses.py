@@ -1,0 +1,226 @@
+"""The preference loss: a mixed logit over policy log-ratios, as pure functions on (B,) tensors."""
+
+# Shapes: B pairs.
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixlogit_align.distributions import LearnableMixing, MixedLogit
+from mixlogit_align.errors import InvalidInputError, explain
+
+
+class PreferenceLoss(NamedTuple):
+    """What `mixdpo_loss` returns.
+
+    Attributes
+    ----------
+    per_example : Tensor
+        (B,) weighted negative log-likelihood of each choice; its sum over the weights' sum is the loss.
+    logratio_diff : Tensor
+        (B,) log-ratio of the chosen less that of the rejected response, in nats.
+    pair_weight : Tensor
+        (B,) detached; see `mixdpo_loss`.
+    metrics : dict of str to Tensor
+        Detached scalars, see `mixdpo_loss`.
+    """
+
+    per_example: Tensor
+    logratio_diff: Tensor
+    pair_weight: Tensor
+    metrics: dict[str, Tensor]
+
+
+def mixdpo_loss(
+    policy_chosen_logps: Tensor,
+    policy_rejected_logps: Tensor,
+    reference_chosen_logps: Tensor,
+    reference_rejected_logps: Tensor,
+    *,
+    mixing: LearnableMixing | Any,
+    integration: Any = None,
+    weights: Tensor | None = None,
+    step: int | None = None,
+    pair_ids: Tensor | None = None,
+) -> PreferenceLoss:
+    """Mixed-logit DPO: ``-log E_{strength ~ mixing}[sigma(strength * logratio_diff)]`` for each pair.
+
+    ``logratio_diff = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)``. The
+    expectation is `mixlogit_align.MixedLogit`'s ``log_prob``. With ``Delta(0.1)`` as mixing this is DPO
+    with beta 0.1, in value and gradient.
+
+    Parameters
+    ----------
+    policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps : Tensor
+        (B,) log-probabilities of the responses, in nats.
+    mixing : LearnableMixing or Pyro distribution
+        The distribution of strength, at least 0; a callable gives the distribution when called (once).
+    integration : rule, optional
+        How the expectation is computed; None takes the exact or most accurate rule of the family.
+    weights : Tensor, optional
+        (B,) at least 0, multiply ``per_example``; 1 where not given.
+    step : int, optional
+    pair_ids : Tensor, optional
+        (B,) int64. Rules with draws take those of this step and these pairs, whatever the order of the
+        batch; without them every step sees the same draws.
+
+    Returns
+    -------
+    PreferenceLoss
+        Its metrics are means over pairs, weighted by ``weights``: ``loss``; ``accuracy``, the share with
+        ``logratio_diff`` above 0 (a tie counts one half); ``logratio_diff/mean`` and ``/sd``;
+        ``rewards/chosen``, ``rewards/rejected`` and ``margin/reward``, log-ratios times the mean strength;
+        ``margin/sum``, the policy's own log-probability difference; ``logps/chosen``, ``logps/rejected``;
+        ``strength/mean`` and ``strength/sd``; and ``pair_weight``.
+
+        ``pair_weight`` compares a pair's pull on the policy with DPO's at the same mean strength m:
+        ``(d log P / d logratio_diff) / (m * sigma(-m * logratio_diff))``. It is 1 where ``logratio_diff``
+        is 0, below 1 for confidently wrong pairs, above 1 for well-fitted ones, and 1 everywhere for a point.
+        The metric of this name is the ratio of the two pulls' means, not the mean of the ratios, which
+        well-fitted pairs without any pull would dominate.
+
+    Raises
+    ------
+    InvalidInputError
+        When shapes differ, or a value is not finite (the message names the pairs).
+
+    References
+    ----------
+    MixDPO, eq. 3; Rafailov et al. (2023), eq. 7, for DPO.
+    """
+    given = {
+        "policy_chosen_logps": policy_chosen_logps,
+        "policy_rejected_logps": policy_rejected_logps,
+        "reference_chosen_logps": reference_chosen_logps,
+        "reference_rejected_logps": reference_rejected_logps,
+    }
+    _check(given, weights=weights, pair_ids=pair_ids)
+    rewards_chosen = policy_chosen_logps - reference_chosen_logps
+    rewards_rejected = policy_rejected_logps - reference_rejected_logps
+    logratio_diff = rewards_chosen - rewards_rejected
+    distribution = mixing() if isinstance(mixing, nn.Module) else mixing
+    if integration is not None and (step is not None or pair_ids is not None):
+        integration = integration.at(step=step, rows=pair_ids)
+
+    # The slope needs a graph even where the caller wants no gradient.
+    with torch.enable_grad():
+        delta = logratio_diff if logratio_diff.requires_grad else logratio_diff.detach().requires_grad_()
+        log_prob = MixedLogit(delta, distribution, integration).log_prob(torch.ones_like(delta))
+        (slope,) = torch.autograd.grad(log_prob.sum(), delta, retain_graph=True)
+    if not torch.is_grad_enabled():
+        log_prob = log_prob.detach()
+
+    per_example = -log_prob if weights is None else -log_prob * weights
+    with torch.no_grad():
+        mean = distribution.mean.expand(logratio_diff.shape)
+        # In logs: far out both pulls underflow long before their ratio does.
+        pull, strength = slope.double(), mean.double()
+        log_dpo_pull = strength.log() + nn.functional.logsigmoid(-strength * logratio_diff.double())
+        pair_weight = (pull.log() - log_dpo_pull).exp().to(logratio_diff.dtype)
+        share = torch.ones_like(logratio_diff) if weights is None else weights.to(logratio_diff.dtype)
+        share = share / share.sum()
+
+        def average(values: Tensor) -> Tensor:
+            return (share * values).sum()
+
+        center = average(logratio_diff)
+        metrics = {
+            "loss": average(-log_prob),
+            "accuracy": average((logratio_diff.sign() + 1) / 2),
+            "logratio_diff/mean": center,
+            "logratio_diff/sd": average((logratio_diff - center) ** 2).sqrt(),
+            "rewards/chosen": average(mean * rewards_chosen),
+            "rewards/rejected": average(mean * rewards_rejected),
+            "margin/reward": average(mean * logratio_diff),
+            "margin/sum": average(policy_chosen_logps - policy_rejected_logps),
+            "logps/chosen": average(policy_chosen_logps),
+            "logps/rejected": average(policy_rejected_logps),
+            "strength/mean": average(mean),
+            "strength/sd": average(distribution.variance.expand(logratio_diff.shape)).sqrt(),
+            "pair_weight": average(pull) / average(log_dpo_pull.exp()),
+        }
+    return PreferenceLoss(per_example, logratio_diff, pair_weight, {k: v.detach() for k, v in metrics.items()})
+
+
+class MixDPOLoss(nn.Module):
+    """`mixdpo_loss` with a strength of its own to learn, and an integration rule.
+
+    Parameters
+    ----------
+    mixing : LearnableMixing or Pyro distribution
+        The starting point is LogNormal(-2.3, 0.6) where not given.
+    integration : rule, optional
+
+    Examples
+    --------
+    In any training loop on pairs, one line changes: the loss. Give its parameters to the optimiser too.
+
+    >>> import torch
+    >>> from mixlogit_align.alignment import MixDPOLoss
+    >>> preference_loss = MixDPOLoss()
+    >>> policy = torch.nn.Linear(8, 1)   # stands for a language model's log-probabilities
+    >>> optimizer = torch.optim.RMSprop([
+    ...     {"params": policy.parameters(), "lr": 1e-3},
+    ...     {"params": preference_loss.parameters(), "lr": 1e-4},
+    ... ])
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> for step in range(3):
+    ...     chosen, rejected = torch.randn(2, 16, 8, generator=generator)
+    ...     reference_chosen, reference_rejected = torch.zeros(2, 16)
+    ...     # before: loss = -F.logsigmoid(0.1 * logratio_diff).mean()
+    ...     loss = preference_loss(policy(chosen)[:, 0], policy(rejected)[:, 0],
+    ...                            reference_chosen, reference_rejected, step=step).per_example.mean()
+    ...     optimizer.zero_grad()
+    ...     loss.backward()
+    ...     _ = optimizer.step()
+    """
+
+    def __init__(self, mixing: LearnableMixing | Any = None, integration: Any = None) -> None:
+        super().__init__()
+        self.mixing = LearnableMixing.lognormal() if mixing is None else mixing
+        self.integration = integration
+
+    def forward(
+        self,
+        policy_chosen_logps: Tensor,
+        policy_rejected_logps: Tensor,
+        reference_chosen_logps: Tensor,
+        reference_rejected_logps: Tensor,
+        *,
+        weights: Tensor | None = None,
+        step: int | None = None,
+        pair_ids: Tensor | None = None,
+    ) -> PreferenceLoss:
+        """See `mixdpo_loss`."""
+        return mixdpo_loss(
+            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps,
+            mixing=self.mixing, integration=self.integration, weights=weights, step=step, pair_ids=pair_ids,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """Show the rule beside the mixing."""
+        return f"integration={self.integration!r}"
+
+
+def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor | None) -> None:
+    shape = logps["policy_chosen_logps"].shape
+    for name, value in {**logps, "weights": weights, "pair_ids": pair_ids}.items():
+        if value is not None and (value.shape != shape or value.ndim != 1):
+            raise InvalidInputError(explain(name, got=f"shape {tuple(value.shape)}",
+                                            expected=f"one number a pair, (B,), as policy_chosen_logps {tuple(shape)}",
+                                            hint="summing log-probabilities over tokens first"))
+    for name, value in {**logps, "weights": weights}.items():
+        if value is None:
+            continue
+        bad = ~value.detach().isfinite()
+        if name == "weights":
+            bad |= value < 0
+        if bool(bad.any()):
+            rows = bad.nonzero()[:, 0].tolist()
+            ids = "" if pair_ids is None else f", pair_ids {pair_ids[rows[:8]].tolist()}"
+            raise InvalidInputError(explain(name, got=f"{value[rows[0]].item()} in rows {rows[:8]}{ids}",
+                                            expected="finite numbers" + (", 0 or more" if name == "weights" else ""),
+                                            hint="looking at these pairs, a smaller learning rate, or clipping"))

@@ -1,0 +1,51 @@
+"""Progress of a run as events, and a terminal bar that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+SHOWN = ("loss", "accuracy")
+
+
+class Progress(Protocol):
+    """Called after every step with what is done, and before the first."""
+
+    def __call__(self, task: str, done: int, total: int, metrics: Mapping[str, float]) -> None: ...
+
+
+class RichProgress:
+    """A `Progress` that draws one rich bar a task, with examples per second and the time left.
+
+    A context manager; a task's bar starts at its first call.
+    """
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
+
+        self._bars = Bars(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
+        )  # fmt: skip
+        self._tasks: dict[str, int] = {}
+
+    def __enter__(self) -> RichProgress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def __call__(self, task: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Advance the bar of ``task`` to ``done`` of ``total`` examples."""
+        if task not in self._tasks:
+            self._tasks[task] = self._bars.add_task(task, total=total, rate="", shown="")
+        bar = self._tasks[task]
+        speed = self._bars.tasks[bar].speed
+        self._bars.update(
+            bar, completed=done, rate=f"{speed:.0f} examples/s" if speed else "",
+            shown="  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics),
+        )  # fmt: skip

@@ -1,0 +1,78 @@
+"""What a policy and its strength learned from simulated annotators, held against the truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from mixlogit_align.alignment.data.schema import StrengthTruth
+from mixlogit_align.alignment.objectives import HeldOut
+from mixlogit_align.distributions import MixedLogit
+
+
+def true_mixing(truth: StrengthTruth) -> Any:
+    """The annotators' distribution of strength, in float64."""
+    family = {"point": dist.Delta, "lognormal": dist.LogNormal, "gamma": dist.Gamma}[truth.family]
+    return family(*(torch.tensor(value, dtype=torch.float64) for value in truth.parameters.values()))
+
+
+@torch.no_grad()
+def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: StrengthTruth) -> dict[str, float]:
+    """Compare held-out predictions with the process that made the choices.
+
+    Pairs are oriented as they were shown (first less second response), not by who won, so that luck in
+    the choices cannot look like agreement.
+
+    Parameters
+    ----------
+    held_out : HeldOut
+    mixing : Pyro distribution
+        Learned strength.
+    integration : rule or None
+        The run's integration rule.
+    truth : StrengthTruth
+
+    Returns
+    -------
+    dict
+        ``utility/correlation`` and ``utility/slope`` (through the origin) of mean strength times
+        log-ratio difference on mean strength times true utility difference: only these products are
+        identified, and a slope of 1 is right. ``order_agreement``: share of pairs that both rank alike.
+        ``probability/rmse`` of the choice probabilities, ``kl``: mean Kullback-Leibler divergence in nats from
+        the true to the learned choice, that is the expected loss beyond the attainable one.
+        ``accuracy`` and ``loss`` on the held-out choices; ``attainable/accuracy`` and ``attainable/loss``,
+        expected under the truth.
+    """
+    rows = [row.comparison for row in held_out.rows]
+    sign = torch.tensor([1.0 if row.choice == 0 else -1.0 for row in rows], dtype=torch.float64)
+    logratio_diff = sign * held_out.loss.logratio_diff.cpu()
+    utility_diff = sign * torch.tensor([truth.utility_diff[row.pair_id] for row in rows], dtype=torch.float64)
+    ids = torch.tensor([row.pair_id for row in rows])
+    rule = integration.at(step=0, rows=ids) if integration is not None else None
+    learned = _probability(logratio_diff, mixing, rule)
+    true = _probability(utility_diff, true_mixing(truth), None)
+    mean = mixing.mean.double()
+    x, y = truth.mean * utility_diff, mean * logratio_diff
+    attainable_loss = -(torch.special.xlogy(true, true) + torch.special.xlogy(1 - true, 1 - true)).mean()
+    cross = -(true * learned.log() + (1 - true) * (-learned).log1p()).mean()
+    distinct = utility_diff != 0
+    values = {
+        "utility/correlation": torch.corrcoef(torch.stack([x, y]))[0, 1],
+        "utility/slope": (x * y).sum() / (x * x).sum(),
+        "order_agreement": (x.sign() == y.sign())[distinct].double().mean(),
+        "probability/rmse": (learned - true).square().mean().sqrt(),
+        "kl": cross - attainable_loss,
+        "accuracy": held_out.loss.metrics["accuracy"],
+        "loss": held_out.loss.metrics["loss"],
+        "attainable/accuracy": torch.maximum(true, 1 - true).mean(),
+        "attainable/loss": attainable_loss,
+    }
+    return {name: value.item() for name, value in values.items()}
+
+
+def _probability(utility_diff: Tensor, mixing: Any, integration: Any) -> Tensor:
+    log_prob = MixedLogit(utility_diff, mixing, integration).log_prob(torch.ones_like(utility_diff))
+    return log_prob.exp().clamp(1e-300, 1 - 1e-16)
