@@ -13,8 +13,7 @@ import math
 import platform
 import sys
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +28,7 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Point:
-    """One row: `inputs` are utility differences or utilities, `choice` is y, the ys, an index or a ranking."""
+    """`inputs`: utility differences or utilities; `choice`: y, the ys, an index or a ranking."""
 
     params: tuple[float, ...]
     inputs: tuple[float, ...]
@@ -63,7 +62,7 @@ def single(rng: Rng, params: tuple[float, ...], size: float) -> Point:
     return Point(params, (sign(rng) * size,), (coin(rng),))
 
 
-# -- binary choices ---------------------------------------------------------------------------------------------
+# -- binary choices ----------------------------------------------------------------------------------
 
 
 def gamma_point(rng: Rng) -> Point:
@@ -75,7 +74,9 @@ def gamma_point(rng: Rng) -> Point:
 def gamma32_point(rng: Rng) -> Point:
     """As gamma, every number a float32."""
     point = gamma_point(rng)
-    return Point(*(tuple(float(np.float32(v)) for v in x) for x in (point.params, point.inputs)), point.choice)
+    return Point(
+        *(tuple(float(np.float32(v)) for v in x) for x in (point.params, point.inputs)), point.choice
+    )
 
 
 def lognormal_point(rng: Rng) -> Point:
@@ -118,7 +119,7 @@ def half_normal_point(rng: Rng) -> Point:
 
 
 def truncated_normal_point(rng: Rng) -> Point:
-    """scale log .01..10, loc -8..8 scales, low 0 or log .01..10 scales, high inf or log .1..10 scales above low,
+    """scale log .01..10, loc -8..8 scales, low 0 or log .01..10 scales, high inf or log .1..10 scales above,
     |delta| scale log 1e-6..1e3."""
     scale = log_uniform(rng, 0.01, 10)
     low = coin(rng) * scale * log_uniform(rng, 0.01, 10)
@@ -140,14 +141,15 @@ def bounded_signed_point(rng: Rng) -> Point:
 
 
 def truncated_normal_signed_point(rng: Rng) -> Point:
-    """low -(log .1..10), high log .1..10 or inf, scale log .05..5, loc up to 8 scales outside, |delta| log 1e-3..1e3."""
+    """low -(log .1..10), high log .1..10 or inf, scale log .05..5, loc up to 8 scales outside,
+    |delta| log 1e-3..1e3."""
     low, high = -log_uniform(rng, 0.1, 10), log_uniform(rng, 0.1, 10)
     scale = log_uniform(rng, 0.05, 5)
     loc = rng.uniform(low - 8 * scale, high + 8 * scale)
     return single(rng, (loc, scale, low, high if coin(rng) else math.inf), log_uniform(rng, 1e-3, 1e3))
 
 
-# -- several choices, several alternatives ------------------------------------------------------------------------
+# -- several choices, several alternatives -----------------------------------------------------------
 
 
 def lognormal_params(rng: Rng) -> tuple[tuple[float, ...], float, float]:
@@ -174,7 +176,7 @@ def short(values: np.ndarray) -> tuple[float, ...]:
 
 
 def panel_point(family: str) -> Callable[[Rng], Point]:
-    """T of 1, 2, 5, 20, 100, 200; |delta| of a typical strength log 1e-3..1e3, spread by exp(0, 1 or 3 N(0,1));
+    """T of 1, 2, 5, 20, 100, 200; |delta| typical strength log 1e-3..1e3, spread by exp(0, 1 or 3 N(0,1));
     outcomes drawn from the model, all expected, all surprising, or by coin."""
 
     def draw(rng: Rng) -> Point:
@@ -245,7 +247,10 @@ GROUPS = {
         "TruncatedNormal", "binary", 80, truncated_normal_signed_point, "integrate"
     ),
     **{f"panel_{f.lower()}": Group(f, "panel", 60, panel_point(f), "integrate") for f in MIXING},
-    **{f"choice_set_{f.lower()}": Group(f, "choice_set", 60, choice_set_point(f), "integrate") for f in MIXING},
+    **{
+        f"choice_set_{f.lower()}": Group(f, "choice_set", 60, choice_set_point(f), "integrate")
+        for f in MIXING
+    },
     **{f"ranking_{f.lower()}": Group(f, "ranking", 60, ranking_point(f), "integrate") for f in MIXING},
 }
 
@@ -276,9 +281,8 @@ def reference(group: Group, point: Point, stable: float = 1e-18) -> Reference:
     return integrate(family, point.params, kernel(group.kind, point), stable=stable)
 
 
-def checked(job: tuple[str, Point]) -> tuple[Reference, float]:
+def checked(name: str, point: Point) -> tuple[Reference, float]:
     """The reference with its conditions, and for the alternating sum its distance from `integrate`."""
-    name, point = job
     group = GROUPS[name]
     value = reference(group, point)
     if group.method == "integrate":
@@ -292,48 +296,53 @@ def checked(job: tuple[str, Point]) -> tuple[Reference, float]:
     return Reference(value.log_prob, value.by_params, value.by_inputs, *conditions), distance
 
 
-def write(name: str, workers: int = 1) -> None:
+def arrays(rows: Sequence[Point], results: Sequence[Reference]) -> dict[str, np.ndarray]:
+    """Points and references as tables; what varies in length by row is joined, `sizes` parts it again."""
+
+    def table(field: str) -> np.ndarray:
+        return np.array([[float(x) for x in getattr(r, field)] for r in results])
+
+    def flat(field: str) -> np.ndarray:
+        return np.array([float(x) for r in results for x in getattr(r, field)])
+
+    return {
+        "params": np.array([p.params for p in rows]),
+        "sizes": np.array([len(p.inputs) for p in rows], dtype=np.int16),
+        "inputs": np.concatenate([p.inputs for p in rows]),
+        "choice": np.concatenate([p.choice for p in rows]).astype(np.int16),
+        "log_prob": np.array([float(r.log_prob) for r in results]),
+        "by_params": table("by_params"),
+        "by_inputs": flat("by_inputs"),
+        "condition_params": table("condition_params"),
+        "condition_inputs": flat("condition_inputs").astype(np.float32).astype(np.float64),
+    }
+
+
+def write(name: str) -> None:
     group, rows = GROUPS[name], list(points(name))
-    jobs = [(name, point) for point in rows]
-    if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
-            results = list(pool.map(checked, jobs, chunksize=4))
-    else:
-        results = [checked(job) for job in jobs]
+    results = [checked(name, point) for point in rows]
+    alternates = group.method == "alternating"
+    difference = max(d for _, d in results) if alternates else None
     meta = {
         "family": group.family,
         "parameters": FAMILIES[group.family].names,
         "kind": group.kind,
-        "ranges": group.points.__doc__ or globals()[f"{group.kind}_point"].__doc__,
+        "ranges": (group.points.__doc__ or globals()[f"{group.kind}_point"].__doc__),
         "seed": SEED,
-        "method": "alternating sum, 60 digits, 80 terms, checked at every point against the trapezoid rule"
-        if group.method == "alternating"
+        "method": "alternating sum, 60 digits, 80 terms; every point also by the trapezoid rule"
+        if alternates
         else "trapezoid rule, 40 digits, last halving changed less than 1e-18",
-        "largest_difference_of_methods": max(d for _, d in results) if group.method == "alternating" else None,
-        "versions": {"python": platform.python_version(), "mpmath": mpmath.__version__, "numpy": np.__version__},
+        "largest_difference_of_methods": difference,
+        "versions": {
+            "python": platform.python_version(),
+            "mpmath": mpmath.__version__,
+            "numpy": np.__version__,
+        },
     }
-
-    def table(field: str) -> np.ndarray:
-        return np.array([[float(x) for x in getattr(r, field)] for r, _ in results])
-
-    def flat(field: str) -> np.ndarray:
-        return np.array([float(x) for r, _ in results for x in getattr(r, field)])
-
     GOLDEN.mkdir(exist_ok=True)
-    np.savez_compressed(
-        GOLDEN / f"{name}.npz",
-        meta=np.array(json.dumps(meta, indent=1)),
-        params=np.array([p.params for p in rows]),
-        sizes=np.array([len(p.inputs) for p in rows], dtype=np.int16),
-        inputs=np.concatenate([p.inputs for p in rows]),
-        choice=np.concatenate([p.choice for p in rows]).astype(np.int16),
-        log_prob=np.array([float(r.log_prob) for r, _ in results]),
-        by_params=table("by_params"),
-        by_inputs=flat("by_inputs"),
-        condition_params=table("condition_params"),
-        condition_inputs=np.float32(flat("condition_inputs")),
-    )
-    print(f"{name}: {len(rows)} points, methods differ by {meta['largest_difference_of_methods']}", flush=True)
+    tables = arrays(rows, [r for r, _ in results])
+    np.savez_compressed(GOLDEN / f"{name}.npz", meta=np.array(json.dumps(meta, indent=1)), **tables)
+    print(f"{name}: {len(rows)} points, methods differ by {difference}", flush=True)
 
 
 if __name__ == "__main__":

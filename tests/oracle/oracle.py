@@ -3,14 +3,14 @@
 Independent of the package: nothing here imports it. Two methods, written so that they share nothing but the
 formula of the family:
 
-``alternating``   E sigma(-beta s) = sum_j (-1)^j L((j+1) s), L the Laplace transform of a nonnegative strength,
-                  summed by Cohen, Rodriguez Villegas and Zagier (2000), Algorithm 1; 60 digits, 80 terms
-                  (truncation below 1e-60), each term differentiated analytically. Binary choices only.
-``integrate``     E[p(choice | beta)] by a trapezoid rule on an analytic coordinate, its step halved until value and
-                  gradients are stable. Any family here, binary choices, panels, choice sets and rankings.
-                  Gradients are means over the posterior of beta of d log(density * kernel) / d parameter.
+``alternating``   E sigma(-beta s) = sum_j (-1)^j L((j+1) s), L the Laplace transform of a nonnegative
+                  strength, summed by Cohen, Rodriguez Villegas and Zagier (2000), Algorithm 1; 60 digits,
+                  80 terms (truncation below 1e-60), each differentiated analytically. Binary choices only.
+``integrate``     E[p(choice | beta)] by a trapezoid rule on an analytic coordinate, its step halved until
+                  value and gradients are stable. Any family here, binary choices, panels, choice sets and
+                  rankings. Gradients are means over the posterior of beta of d log(density * kernel).
 
-``by_quad`` is a third, slower one for checks: mpmath.quad on the density itself, gradients by central differences.
+``by_quad`` is a third, slower one for checks: mpmath.quad on the density itself, and central differences.
 
 Notation: beta the strength; a kernel is a product of stages; at a stage the chosen item wins with probability
 p = exp(beta v_c) / sum_j exp(beta v_j). Parameters are doubles, taken as exact.
@@ -21,18 +21,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 
 from mpmath import mp, mpf
 
 Number = float | mpf
 INF = math.inf
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Families. `log_density` is log p(beta). `moves(beta)` gives for each parameter the pair (score, d beta): the
-# derivative of E h is E[h * score + h' * d beta], with whichever of the two suits the parameter. `laplace(t)` gives
-# L(t), d log L / dt and d log L / d parameter. `center` is a typical strength, where the search for the mode starts.
-# ---------------------------------------------------------------------------------------------------------------
+# derivative of E h is E[h * score + h' * d beta], with whichever of the two suits the parameter. `laplace(t)`
+# gives L(t), d log L / dt and d log L / d parameter. `center` is a typical strength, where the search for the
+# mode starts.
+# ----------------------------------------------------------------------------------------------------
 
 
 class Family:
@@ -307,13 +309,15 @@ class Weibull(GeneralizedGamma):
 
 FAMILIES = {
     cls.__name__: cls
-    for cls in (Gamma, Exponential, InverseGaussian, HalfNormal, TruncatedNormal, Uniform, Triangular, Normal)
-    + (LogNormal, Weibull, GeneralizedGamma)
+    for cls in (
+        *(Gamma, Exponential, InverseGaussian, HalfNormal, TruncatedNormal, Uniform, Triangular),
+        *(Normal, LogNormal, Weibull, GeneralizedGamma),
+    )
 }
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Kernels: p(choice | beta) as a product of stages.
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -321,7 +325,7 @@ class Kernel:
     """A product of stages over items of known utility.
 
     items : utilities, the inputs by which the gradient is taken.
-    stages : per stage the index of the chosen item and of the items it beats; index -1 is an item of utility 0.
+    stages : per stage the index of the chosen item and of those it beats; index -1 is an item of utility 0.
     """
 
     items: tuple[Number, ...]
@@ -373,17 +377,17 @@ def ranking(utilities: Sequence[Number], order: Sequence[int]) -> Kernel:
     return Kernel(tuple(utilities), tuple((order[i], tuple(order[i + 1 :])) for i in range(len(order) - 1)))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Results
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reference:
     """log P, its gradients by the mixing's parameters and by the inputs.
 
-    condition_* is, where known, the gradient with every contribution of a strength taken in absolute value: what
-    a sum over strengths adds up. It says how much of a relative error is the point's own (a sign change nearby).
+    condition_* is, where known, the gradient with every strength's contribution taken in absolute value: what
+    a sum over strengths adds up. It says how much of a relative error is the point's own (a nearby zero).
     """
 
     log_prob: mpf
@@ -393,12 +397,12 @@ class Reference:
     condition_inputs: tuple[mpf, ...] = ()
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Method 1: alternating sum
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=None)
+@cache
 def alternating_weights(terms: int, digits: int) -> tuple[mpf, ...]:
     """w with sum_j w_j a_j ~ sum_j (-1)^j a_j for totally monotone a."""
     with mp.workdps(digits):
@@ -435,15 +439,15 @@ def alternating(
         return Reference(log_prob, tuple(factor * g for g in by_params), (factor * by_s * side,))
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Method 2: trapezoid rule, step halved until stable
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 Map = Callable[[mpf], tuple[mpf, mpf]]  # coordinate -> (beta, d beta / d coordinate)
 
 
 def whole_line(unit: mpf) -> Map:
-    """beta = unit * sinh(v): the kernel's poles, all at |Im beta| >= unit, stay off the strip |Im v| < pi/2."""
+    """beta = unit * sinh(v): the kernel's poles, |Im beta| >= unit, stay off the strip |Im v| < pi/2."""
 
     def at(v):
         grow = mp.exp(v)
@@ -453,7 +457,7 @@ def whole_line(unit: mpf) -> Map:
 
 
 def half_line(start: mpf, unit: mpf) -> Map:
-    """beta = start + unit * exp(v - exp(-v)): log(beta) to the right, doubly exponential towards the start."""
+    """beta = start + unit * exp(v - exp(-v)): log(beta) to the right, doubly exponential to the start."""
 
     def at(v):
         shrink = mp.exp(-v)
@@ -492,7 +496,9 @@ def _first_guess(a: Number, b: Number, center: mpf, gaps: Sequence[mpf], unit: m
     return min(marks) - 1, max(marks) + 1
 
 
-def _window(log_g: Callable[[float], float], low: float, high: float, drop: float) -> tuple[float, float, float]:
+def _window(
+    log_g: Callable[[float], float], low: float, high: float, drop: float
+) -> tuple[float, float, float]:
     """The coordinates between which log g is within `drop` of its maximum, and the maximum.
 
     log g has one mode or a few broad ones: a grid finds the best, golden section sharpens it.
@@ -519,7 +525,9 @@ def _window(log_g: Callable[[float], float], low: float, high: float, drop: floa
 
     def edge(direction: int) -> float:
         near, far = mode, mode + direction * start
-        outer = [v for v, f in zip(grid, values, strict=True) if f > top - drop and (v - mode) * direction > 0]
+        outer = [
+            v for v, f in zip(grid, values, strict=True) if f > top - drop and (v - mode) * direction > 0
+        ]
         if outer:
             near = outer[-1 if direction > 0 else 0]
             far = near + direction * start
@@ -539,13 +547,15 @@ def integrate(
     kernel: Kernel,
     digits: int = 40,
     stable: float = 1e-18,
-    drop: float = 90.0,
 ) -> Reference:
     """Any family and kernel; `stable` bounds the last change, relative to the contributions' absolute sum.
 
-    The error falls like the square of the last change, as the rule converges geometrically. exp(-drop) is the
-    height, relative to the maximum, at which the integrand is cut.
+    The error falls like the square of the last change, as the rule converges geometrically. The integrand is
+    cut where it falls below exp(-90) of its maximum. With several inputs that becomes exp(-720): the gradient
+    by one input may come from strengths that matter to nothing else, such as the few under which an easy
+    choice is not.
     """
+    drop = 90.0 if len(kernel.items) == 1 else 720.0
     with mp.workdps(digits):
         if not kernel.gaps:
             raise ValueError("got a kernel without any difference of utility; expected one at least")
@@ -559,18 +569,22 @@ def integrate(
         gradient = tuple(factor * g for g in sums[1:])
         condition = tuple(abs(factor) * g for g in scale[1:])
         return Reference(
-            log_prob, gradient[: count - 1], gradient[count - 1 :], condition[: count - 1], condition[count - 1 :]
+            log_prob,
+            gradient[: count - 1],
+            gradient[count - 1 :],
+            condition[: count - 1],
+            condition[count - 1 :],
         )
 
 
 def _integrate(family, params, kernel, complement, stable, drop, watch=None):
-    """E h and its derivatives, and the same sums over absolute values; stable in the first `watch` of them."""
+    """E h and its derivatives, and the same sums over absolute values, stable in the first `watch`."""
     mixing = family(*params)
     gaps = kernel.gaps
     unit = 1 / max(gaps)
     ends = mixing.breakpoints()
     pieces = []
-    for a, b in zip(ends, ends[1:]):
+    for a, b in pairwise(ends):
         at = whole_line(unit) if a == -INF else half_line(a, unit) if b == INF else interval(a, b)
 
         def log_g(v, at=at):
@@ -596,7 +610,7 @@ def _integrate(family, params, kernel, complement, stable, drop, watch=None):
     previous = None
     for level in range(14):
         total, scale = [mpf(0)] * size, [mpf(0)] * size
-        for p, (at, low, high) in enumerate(pieces):
+        for p, (at, low, _high) in enumerate(pieces):
             if level:
                 steps[p] /= 2
             count = 16 * 2**level
@@ -606,15 +620,18 @@ def _integrate(family, params, kernel, complement, stable, drop, watch=None):
                     scales[p][j] += abs(term)
             total = [t + steps[p] * x for t, x in zip(total, sums[p], strict=True)]
             scale = [t + steps[p] * x for t, x in zip(scale, scales[p], strict=True)]
-        if previous and all(abs(x - y) <= stable * z for x, y, z in zip(total[:watch], previous, scale)):
+        floor = mpf(10) ** -310 * scale[0]  # below any double once divided by E h
+        if previous and all(
+            abs(x - y) <= stable * z + floor for x, y, z in zip(total[:watch], previous, scale, strict=False)
+        ):
             return total, scale
         previous = total
     raise ArithmeticError(f"not stable after {level} halvings: {family.__name__}{tuple(params)}, {kernel}")
 
 
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 # Method 3, for checks: mpmath.quad and central differences
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------------
 
 
 def by_quad(family: type[Family], params: Sequence[Number], kernel: Kernel, digits: int = 30) -> Reference:
