@@ -1,7 +1,7 @@
 """Mixed logit as a Pyro distribution, for choices and for preference alignment.
 
-P(y = 1) = E_{strength ~ mixing}[sigma(strength * utility_diff)], exact where it can be, honest about its error
-where it cannot. Importing this package loads nothing heavy: public names are resolved when first used.
+P(y = 1) = E_{strength ~ mixing}[sigma(strength * utility_diff)], exact where it can be, honest about its error where
+it cannot. Importing this package loads nothing heavy: public names are resolved when first used.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DISTRIBUTIONS = (
     "FixedDraws",
 )
 
-__all__ = [*_DISTRIBUTIONS, "__version__"]  # noqa: PLE0604
+__all__ = [*_DISTRIBUTIONS, "__version__"]
 
 if TYPE_CHECKING:
     from mixlogit_align.distributions import (

@@ -188,10 +188,10 @@ class ChoiceData:
         variables : sequence of str, optional
             Attributes to read; None: every other numeric column.
         availability : str, optional
-            Column that is 0 (or False) in rows of alternatives that could not be chosen; the attributes in such
+            Column that is 0 (or False) in rows of alternatives that could not be chosen; attributes in such
             rows are not read. A choice set may also simply lack rows.
         weights : str, optional
-            Column of frequencies (positive, not necessarily whole), constant within an individual (a situation
+            Column of frequencies (positive, not necessarily whole), one value an individual (a situation
             in a cross-section): the individual counts as that many alike.
 
         Returns
@@ -310,8 +310,8 @@ class ChoiceData:
         individual : str, optional
             Column that names who judged (``"annotator_id"``); None: a fresh strength for every row.
         weights : str, optional
-            Column of frequencies, as in :meth:`from_long`. (``pair_weight`` of a run is the slope of the loss,
-            not a frequency.)
+            Column of frequencies, as in :meth:`from_long` (``pair_weight`` of a run is the slope of the loss,
+            not a frequency).
 
         Returns
         -------

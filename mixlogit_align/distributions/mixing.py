@@ -1,0 +1,552 @@
+"""What each mixing family offers to an integration rule: Laplace transform, quadrature axis, base-draw transform.
+
+Shapes: B the batch shape of the mixing distribution, n nodes or draws leading, (n, *batch). All float64.
+
+A family answers four questions:
+
+* ``log_laplace(s)``: log E[exp(-s * strength)], s >= 0, where the strength is nonnegative and the transform is known;
+* ``pieces()``: the intervals, each on one side of 0, on which its density is smooth;
+* ``place(strength)``: the nodes of an integral, re-expressed so that derivatives with respect to the parameters are
+  taken along paths (scale families) or through the density, whichever keeps digits;
+* ``from_base(z)``: its strength as a function of a standard variable z.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from mixlogit_align.distributions.families import (
+    FiniteMixture,
+    GeneralizedGamma,
+    InverseGaussian,
+    Triangular,
+    TruncatedNormal,
+)
+from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
+from mixlogit_align.numerics import draws, special
+
+Base = Literal["normal", "uniform", "triangular", "probability"]
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_MARGIN = 4.0  # e-folds of strength beyond a bend after which the tail is simple to 1e-16
+
+
+def _double(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.to(torch.float64)
+
+
+class Family:
+    """A mixing distribution seen by the integration rules; subclasses hold float64 parameters."""
+
+    base: ClassVar[Base] = "probability"
+
+    def __init__(self, mixing: Any):
+        self.mixing = mixing
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether strength >= 0 almost surely, in every row."""
+        return False
+
+    @property
+    def has_laplace(self) -> bool:
+        """Whether ``log_laplace`` is known, in every row."""
+        return False
+
+    @property
+    def has_density(self) -> bool:
+        """Whether ``pieces`` and ``place`` serve a quadrature rule."""
+        return True
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        """log E[exp(-s * strength)] for s >= 0."""
+        raise NotImplementedError
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        """Intervals (near, far), ``near`` the end closer to 0; ``far`` may be infinite."""
+        raise NotImplementedError
+
+    def center(self) -> Tensor:
+        """Return a typical strength, where a search for the mass starts."""
+        raise NotImplementedError
+
+    def bends(self) -> tuple[Tensor | float, Tensor | float]:
+        """Where log |strength - near| leaves its simple tails: the density is a power of the strength outside.
+
+        A quadrature rule may lengthen its steps to the left of the first and to the right of the second.
+        """
+        return math.inf, -math.inf
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        """Log density with respect to strength; ``log_strength`` is log |strength|, exact where exp underflows."""
+        raise NotImplementedError
+
+    def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Re-attach nodes to the parameters along paths.
+
+        Returns (strength, log-weight of value 0 carrying the rest of the derivative), or None where the derivative
+        is to be taken through ``log_density`` alone.
+        """
+        return None
+
+    def from_base(self, z: Tensor) -> Tensor:
+        """Strength from the standard variable z of this family (see ``base``)."""
+        raise NotImplementedError
+
+
+def _score(log_density: Tensor) -> Tensor:
+    """Return a zero that differentiates like ``log_density``."""
+    return log_density - log_density.detach()
+
+
+class _Point(Family):
+    def __init__(self, mixing: Any):
+        super().__init__(mixing)
+        self.value = _double(mixing.v)
+
+    @property
+    def has_density(self) -> bool:
+        return False
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return self.value + torch.zeros_like(z)
+
+
+class _LogNormal(Family):
+    base = "normal"
+    nonnegative = True
+
+    def __init__(self, mixing: Any):
+        super().__init__(mixing)
+        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros_like(self.loc), torch.full_like(self.loc, math.inf))]
+
+    def center(self) -> Tensor:
+        return torch.exp(self.loc)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        z = (log_strength - self.loc) / self.scale
+        return -0.5 * z * z - _HALF_LOG_TWO_PI - torch.log(self.scale) - log_strength
+
+    def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor]:
+        z = ((log_strength - self.loc) / self.scale).detach()
+        return self.from_base(z), torch.zeros_like(z)
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return torch.exp(self.loc + self.scale * z)
+
+
+def _normal_bends(distance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    # in the tail, ``distance`` away, a normal density falls like exp(-distance x / scale^2)
+    left = torch.log(scale) - torch.log((distance / scale).clamp_min(1.0))
+    return left - _MARGIN, torch.log(torch.maximum(distance, scale)) + _MARGIN
+
+
+class _Normal(Family):
+    base = "normal"
+
+    def __init__(self, mixing: Any):
+        super().__init__(mixing)
+        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        zero = torch.zeros_like(self.loc)
+        return [(zero, zero + math.inf), (zero, zero - math.inf)]
+
+    def center(self) -> Tensor:
+        return self.loc
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        return _normal_bends(self.loc.abs(), self.scale)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        z = (strength - self.loc) / self.scale
+        return -0.5 * z * z - _HALF_LOG_TWO_PI - torch.log(self.scale)
+
+    def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor]:
+        z = ((strength - self.loc) / self.scale).detach()
+        return self.from_base(z), torch.zeros_like(z)
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return self.loc + self.scale * z
+
+
+class _Gamma(Family):
+    """scale * G^(1 / power), G ~ Gamma(concentration, 1): gamma, exponential, Weibull, half-normal, generalised gamma.
+
+    Power -1 is the inverse gamma.
+
+    Nodes move with the parameters as tau = (log G - log k) / sd(k), sd(k)^2 = (k + 1) / k^2, which is nearly free of
+    k for large k (normal) and for small (exponential on the left): little of the derivative is left to the density.
+    """
+
+    nonnegative = True
+
+    def __init__(self, mixing: Any, concentration: Tensor, scale: Tensor, power: Tensor | None):
+        super().__init__(mixing)
+        self.concentration, self.scale = concentration, scale
+        self.power = power
+
+    @property
+    def has_laplace(self) -> bool:
+        return self.power is None
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        return -self.concentration * torch.log1p(s * self.scale)
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros_like(self.scale), torch.full_like(self.scale, math.inf))]
+
+    def _raise(self, g: Tensor) -> Tensor:
+        return g if self.power is None else g / self.power
+
+    def _log_unit(self, log_strength: Tensor) -> Tensor:
+        v = log_strength - torch.log(self.scale)
+        return v if self.power is None else v * self.power
+
+    def center(self) -> Tensor:
+        return self.scale * torch.exp(self._raise(torch.log(self.concentration)))
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        middle = torch.log(self.scale) + self._raise(torch.log(self.concentration.clamp_min(1.0)))
+        margin = _MARGIN * self._raise(torch.ones_like(self.scale)).abs().clamp_min(1.0)
+        return middle - margin, middle + margin
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        v = self._log_unit(log_strength)
+        k = self.concentration
+        log_power = 0.0 if self.power is None else torch.log(self.power.abs())
+        return k * v - torch.exp(v) - torch.lgamma(k) - log_strength + log_power
+
+    def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor]:
+        k = self.concentration
+        sd = torch.sqrt(k + 1.0) / k
+        tau = ((self._log_unit(log_strength) - torch.log(k)) / sd).detach()
+        t = sd * tau
+        log_density = k * (t - torch.expm1(t)) + (k * torch.log(k) - k - torch.lgamma(k) + torch.log(sd))
+        return self.scale * torch.exp(self._raise(torch.log(k) + t)), _score(log_density)
+
+    def from_base(self, z: Tensor) -> Tensor:
+        g = draws.gamma_quantile(z, self.concentration)
+        return self.scale * (g if self.power is None else g ** (1.0 / self.power))
+
+
+class _HalfNormal(_Gamma):
+    """Half-normal with its own Laplace transform, erfcx(s * scale / sqrt 2)."""
+
+    def __init__(self, mixing: Any):
+        self.sd = _double(mixing.scale)
+        half = torch.full_like(self.sd, 0.5)
+        super().__init__(mixing, half, self.sd * math.sqrt(2.0), torch.full_like(self.sd, 2.0))
+
+    @property
+    def has_laplace(self) -> bool:
+        return True
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        return special.log_mills(s * self.sd) - 0.5 * math.log(math.pi / 2.0)
+
+
+class _InverseGaussian(Family):
+    """Nodes move as tau = 2 sqrt(phi) sinh(u / 2), u = log(strength / mean), phi = concentration / mean.
+
+    On that axis the density is exp(-tau^2 / 2) times a factor that varies slowly in phi.
+    """
+
+    nonnegative = True
+    has_laplace = True
+
+    def __init__(self, mixing: Any):
+        super().__init__(mixing)
+        self.loc, self.concentration = _double(mixing.loc), _double(mixing.concentration)
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        return (
+            -2.0
+            * self.loc
+            * s
+            / (1.0 + torch.sqrt(1.0 + 2.0 * self.loc * (self.loc / self.concentration) * s))
+        )
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        return [(torch.zeros_like(self.loc), torch.full_like(self.loc, math.inf))]
+
+    def center(self) -> Tensor:
+        return self.loc
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        left = torch.log(torch.minimum(self.loc, self.concentration))
+        right = torch.log(torch.maximum(self.loc, self.loc * (self.loc / self.concentration)))
+        return left - _MARGIN, right + _MARGIN
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        phi = self.concentration / self.loc
+        u = log_strength - torch.log(self.loc)
+        tau = 2.0 * torch.sqrt(phi) * torch.sinh(0.5 * u)
+        return 0.5 * torch.log(phi) - _HALF_LOG_TWO_PI - 0.5 * u - 0.5 * tau * tau - log_strength
+
+    def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor]:
+        phi = self.concentration / self.loc
+        tau = (2.0 * torch.sqrt(phi) * torch.sinh(0.5 * (log_strength - torch.log(self.loc)))).detach()
+        u = 2.0 * torch.asinh(0.5 * tau / torch.sqrt(phi))
+        return self.loc * torch.exp(u), _score(-0.5 * u - 0.5 * torch.log1p(0.25 * tau * tau / phi))
+
+    def from_base(self, z: Tensor) -> Tensor:
+        x = self.mixing.icdf(z)
+        # implicit reparameterisation: d x = -(d cdf) / density, at fixed probability
+        slope = torch.exp(self.mixing.log_prob(x)).detach()
+        return x - _score(self.mixing.cdf(x)) / slope
+
+
+class _Interval(Family):
+    """Families on a bounded or half-bounded interval [low, high], smooth inside but for given knots."""
+
+    def __init__(self, mixing: Any, low: Tensor, high: Tensor):
+        super().__init__(mixing)
+        self.low, self.high = torch.broadcast_tensors(low, high)
+
+    @property
+    def nonnegative(self) -> bool:
+        return bool((self.low >= 0).all())
+
+    @property
+    def has_laplace(self) -> bool:
+        return self.nonnegative
+
+    def knots(self) -> list[Tensor]:
+        """Interior points where the density is not smooth."""
+        return []
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        low, high = self.low, self.high
+        pieces = []
+        ends = [low, *self.knots(), high]
+        for a, b in zip(ends[:-1], ends[1:], strict=True):
+            pieces.append((a.clamp_min(0.0), b.clamp_min(0.0)))
+            if not self.nonnegative:
+                pieces.append((b.clamp_max(0.0), a.clamp_max(0.0)))
+        return pieces
+
+
+class _Uniform(_Interval):
+    base = "uniform"
+
+    def __init__(self, mixing: Any):
+        super().__init__(mixing, _double(mixing.low), _double(mixing.high))
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        return -self.low * s + special.log_exponential_mean((self.high - self.low) * s)
+
+    def center(self) -> Tensor:
+        return 0.5 * (self.low + self.high)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        return -torch.log(self.high - self.low) + torch.zeros_like(strength)
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return self.center() + 0.5 * (self.high - self.low) * z
+
+
+class _Triangular(_Uniform):
+    base = "triangular"
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        return -self.low * s + 2.0 * special.log_exponential_mean(0.5 * (self.high - self.low) * s)
+
+    def knots(self) -> list[Tensor]:
+        return [self.center()]
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        nearer = torch.minimum(strength - self.low, self.high - strength).clamp_min(
+            torch.finfo(torch.float64).tiny
+        )
+        return torch.log(4.0 * nearer) - 2.0 * torch.log(self.high - self.low)
+
+
+class _TruncatedNormal(_Interval):
+    def __init__(self, mixing: Any):
+        super().__init__(mixing, _double(mixing.low), _double(mixing.high))
+        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+
+    def log_laplace(self, s: Tensor) -> Tensor:
+        # -s loc + (s scale)^2 / 2 cancels against the shifted tail's c^2 / 2 where c is the lower end: done by hand
+        alpha, omega = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        shift = s * self.scale
+        near, rest = special.log_normal_interval(alpha + shift, omega + shift)
+        near0, rest0 = special.log_normal_interval(alpha, omega)
+        lower = (alpha + omega + 2.0 * shift > 0) | torch.isinf(omega)
+        by_low = -s * self.low - 0.5 * (alpha - near0) * (alpha + near0)
+        omega = torch.where(torch.isinf(omega), torch.zeros_like(omega), omega)
+        high = torch.where(torch.isinf(self.high), torch.zeros_like(self.high), self.high)
+        by_high = -s * high - 0.5 * (omega - near0) * (omega + near0)
+        return torch.where(lower, by_low, by_high) + rest - rest0
+
+    def center(self) -> Tensor:
+        return torch.minimum(torch.maximum(self.loc, self.low), self.high)
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        return _normal_bends((self.loc - self.low).abs(), self.scale)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        z = (strength - self.loc) / self.scale
+        near, rest = special.log_normal_interval(
+            (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        )
+        return -0.5 * (z - near) * (z + near) - rest - torch.log(self.scale) - _HALF_LOG_TWO_PI
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return TruncatedNormal(self.loc, self.scale, self.low, self.high, validate_args=False).icdf(z)
+
+
+class _Smooth(Family):
+    """A family smooth on each half of the line, seen through its own ``log_prob``: Gumbel, logistic."""
+
+    def __init__(self, mixing: Any):
+        super().__init__(mixing)
+        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+
+    def pieces(self) -> list[tuple[Tensor, Tensor]]:
+        zero = torch.zeros_like(self.loc)
+        return [(zero, zero + math.inf), (zero, zero - math.inf)]
+
+    def center(self) -> Tensor:
+        return self.loc
+
+    def bends(self) -> tuple[Tensor, Tensor]:
+        return _normal_bends(self.loc.abs(), self.scale)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        return _double(self.mixing.log_prob(strength))
+
+
+class _Sampled(Family):
+    """Any other family: known only through ``rsample``."""
+
+    @property
+    def has_density(self) -> bool:
+        return False
+
+
+def _gamma(d: Any) -> Family:
+    return _Gamma(d, _double(d.concentration), 1.0 / _double(d.rate), None)
+
+
+def _exponential(d: Any) -> Family:
+    scale = 1.0 / _double(d.rate)
+    return _Gamma(d, torch.ones_like(scale), scale, None)
+
+
+def _weibull(d: Any) -> Family:
+    power = _double(d.concentration)
+    return _Gamma(d, torch.ones_like(power), _double(d.scale), power)
+
+
+def _generalized_gamma(d: Any) -> Family:
+    return _Gamma(d, _double(d.concentration), _double(d.scale), _double(d.power))
+
+
+def _inverse_gamma(d: Any) -> Family:
+    scale = _double(d.rate)
+    return _Gamma(d, _double(d.concentration), scale, torch.full_like(scale, -1.0))
+
+
+_FAMILIES: list[tuple[type, Callable[[Any], Family]]] = [
+    (dist.Delta, _Point),
+    (torch.distributions.LogNormal, _LogNormal),
+    (torch.distributions.Gamma, _gamma),
+    (torch.distributions.Exponential, _exponential),
+    (torch.distributions.HalfNormal, _HalfNormal),
+    (torch.distributions.Weibull, _weibull),
+    (torch.distributions.Normal, _Normal),
+    (torch.distributions.Uniform, _Uniform),
+    (GeneralizedGamma, _generalized_gamma),
+    (InverseGaussian, _InverseGaussian),
+    (TruncatedNormal, _TruncatedNormal),
+    (Triangular, _Triangular),
+    (dist.InverseGamma, _inverse_gamma),
+    (torch.distributions.Gumbel, _Smooth),
+    (dist.Logistic, _Smooth),
+]
+
+
+def family_of(mixing: Any) -> Family:
+    """Return what the integration rules need to know of ``mixing``; families not listed are sampled."""
+    for kind, adapter in _FAMILIES:
+        if isinstance(mixing, kind):
+            return adapter(mixing)
+    return _Sampled(mixing)
+
+
+def components_of(mixing: Any) -> list[tuple[Tensor, Any]] | None:
+    """(log share, component) of a finite mixture, zero-inflation included; None for anything else."""
+    if isinstance(mixing, FiniteMixture):
+        log_probs = torch.log(_double(mixing.probs))
+        return [(log_probs[..., c], component) for c, component in enumerate(mixing.components)]
+    if isinstance(mixing, dist.ZeroInflatedDistribution):
+        gate = _double(mixing.gate)
+        zero = dist.Delta(torch.zeros_like(gate), validate_args=False)
+        return [(torch.log(gate), zero), (torch.log1p(-gate), mixing.base_dist)]
+    if isinstance(mixing, torch.distributions.MixtureSameFamily):
+        log_probs = torch.log_softmax(_double(mixing.mixture_distribution.logits), -1)
+        many = mixing.component_distribution
+        return [
+            (
+                log_probs[..., c],
+                type(many)(
+                    **{k: getattr(many, k)[..., c] for k in many.arg_constraints}, validate_args=False
+                ),
+            )
+            for c in range(log_probs.shape[-1])
+        ]
+    return None
+
+
+def check_mixing(mixing: Any) -> None:
+    """Raise InvalidInputError unless ``mixing`` is a univariate distribution."""
+    if not isinstance(mixing, torch.distributions.Distribution):
+        raise InvalidInputError(
+            explain(
+                "mixing",
+                got=f"an object of type {type(mixing).__name__}",
+                expected="a univariate Pyro or torch distribution of strength",
+                hint="pyro.distributions.LogNormal(-2.3, 0.6), or calling a LearnableMixing: mixing()",
+            )
+        )
+    if mixing.event_shape:
+        raise InvalidInputError(
+            explain(
+                "mixing",
+                got=f"{type(mixing).__name__} with event_shape {tuple(mixing.event_shape)}",
+                expected="a univariate distribution, event_shape ()",
+                hint="removing .to_event(); parameters that vary by row belong into the batch shape",
+            )
+        )
+    if isinstance(mixing, dist.MaskedDistribution | dist.ExpandedDistribution):
+        raise InvalidInputError(
+            explain(
+                "mixing",
+                got=f"a {type(mixing).__name__}",
+                expected="the distribution it wraps",
+                hint="passing .base_dist; MixedLogit broadcasts it by itself",
+            )
+        )
+
+
+def sampling_refusal(mixing: Any, why: str) -> IntegrationError:
+    """Return the error for a family that draws cannot serve."""
+    return IntegrationError(
+        explain(
+            f"mixing {type(mixing).__name__}",
+            got=why,
+            expected="a family with a transform from base draws, or with rsample",
+            hint="Quadrature() where the family has it, or a family of mixlogit_align.distributions",
+        )
+    )

@@ -1,0 +1,182 @@
+"""Base draws as value objects: uniforms that depend on (seed, step, row) and on nothing else.
+
+K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process it
+lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import scipy.special
+import torch
+from torch import Tensor
+
+from mixlogit_align.errors import InvalidInputError, explain
+
+DrawKind = Literal["pseudo", "stratified", "antithetic", "halton", "sobol", "mlhs"]
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
+_MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_B = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX_A
+    x = (x ^ _shift_right(x, 27)) * _MIX_B
+    return x ^ _shift_right(x, 31)
+
+
+def _hash(rows: Tensor, *keys: int) -> Tensor:
+    state = rows.to(torch.int64)
+    for key in keys:
+        signed = (key + 2**63) % 2**64 - 2**63
+        state = _mix(state * _GOLDEN + signed)
+    return state
+
+
+def stream_seed(seed: int, step: int) -> int:
+    """Seed of an ordinary generator for (seed, step), in [0, 2^63)."""
+    return int(_hash(torch.zeros((), dtype=torch.int64), seed, step)) & (2**63 - 1)
+
+
+def _to_unit(bits: Tensor) -> Tensor:
+    """Turn the 52 high bits of a 64-bit integer into a float64 strictly inside (0, 1)."""
+    return (_shift_right(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
+
+
+def _reverse_bits(x: Tensor) -> Tensor:
+    """Reverse all 64 bits: read as a fraction of 2^64, the base-2 radical inverse."""
+    masks = ((1, 0x5555555555555555), (2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F))
+    for bits, mask in masks:
+        x = ((x >> bits) & mask) | ((x & mask) << bits)
+    for bits, mask in ((8, 0x00FF00FF00FF00FF), (16, 0x0000FFFF0000FFFF)):
+        x = ((x >> bits) & mask) | ((x & mask) << bits)
+    return _shift_right(x, 32) | (x << 32)
+
+
+@dataclass(frozen=True)
+class BaseDraws:
+    """K uniforms a row.
+
+    Parameters
+    ----------
+    kind : str
+        ``pseudo``: independent. ``stratified``: one in each of K equal cells. ``antithetic``: u and 1 - u, K even.
+        ``halton``: row r takes elements r*K .. r*K + K - 1 of one base-2 sequence, rotated by (seed, step).
+        ``sobol``: the first K points of the base-2 sequence under a digital shift of (seed, step, row).
+        ``mlhs``: K equally spaced points under one random shift a row (modified Latin hypercube).
+    num_draws : int
+        K.
+    seed, step : int
+        Draws are a function of (seed, step, row).
+    """
+
+    kind: DrawKind
+    num_draws: int
+    seed: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(DrawKind):
+            raise InvalidInputError(
+                explain(
+                    "kind of draws",
+                    got=repr(self.kind),
+                    expected=f"one of {get_args(DrawKind)}",
+                    hint="'sobol'",
+                )
+            )
+        if isinstance(self.num_draws, bool) or not isinstance(self.num_draws, int) or self.num_draws < 1:
+            raise InvalidInputError(
+                explain(
+                    "num_draws", got=repr(self.num_draws), expected="a positive integer", hint="num_draws=16"
+                )
+            )
+        if self.kind == "antithetic" and self.num_draws % 2:
+            raise InvalidInputError(
+                explain(
+                    "num_draws",
+                    got=self.num_draws,
+                    expected="an even number, because antithetic draws come in pairs",
+                    hint=f"num_draws={self.num_draws + 1}",
+                )
+            )
+
+    def uniforms(self, rows: Tensor) -> Tensor:
+        """Uniforms in (0, 1) for integer ``rows`` (*row_shape): (K, *row_shape), float64."""
+        k = self.num_draws
+        index = torch.arange(k, dtype=torch.int64, device=rows.device).reshape((k,) + (1,) * rows.dim())
+        rows = rows.to(torch.int64)
+        if self.kind == "halton":
+            shift = _to_unit(
+                _hash(torch.zeros((), dtype=torch.int64, device=rows.device), self.seed, self.step)
+            )
+            sequence = _reverse_bits(rows * k + index)
+            return self._inside((_to_unit(sequence) + shift) % 1.0)
+        key = _hash(rows, self.seed, self.step)
+        if self.kind == "sobol":
+            return _to_unit(_reverse_bits(index) ^ key)
+        if self.kind == "mlhs":
+            return self._inside((index + _to_unit(key)) / k)
+        if self.kind == "antithetic":
+            half = _to_unit(_mix(key + (index[: k // 2] + 1) * _GOLDEN))
+            return torch.cat((half, 1.0 - half))
+        independent = _to_unit(_mix(key + (index + 1) * _GOLDEN))
+        return self._inside((index + independent) / k) if self.kind == "stratified" else independent
+
+    @staticmethod
+    def _inside(u: Tensor) -> Tensor:
+        return u.clamp(2.0**-54, 1.0 - 2.0**-53)
+
+
+def standard_normal(u: Tensor) -> Tensor:
+    """N(0, 1) by inversion of uniforms."""
+    return torch.special.ndtri(u)
+
+
+def symmetric_uniform(u: Tensor) -> Tensor:
+    """U(-1, 1) from uniforms on (0, 1)."""
+    return 2.0 * u - 1.0
+
+
+def symmetric_triangular(u: Tensor) -> Tensor:
+    """Tri(-1, 0, 1) by inversion of uniforms."""
+    return torch.where(u < 0.5, torch.sqrt(2.0 * u) - 1.0, 1.0 - torch.sqrt(2.0 - 2.0 * u))
+
+
+class _GammaQuantile(torch.autograd.Function):
+    @staticmethod
+    def forward(u: Tensor, concentration: Tensor) -> Tensor:
+        quantile = scipy.special.gammaincinv(
+            concentration.detach().cpu().double().numpy(), u.detach().cpu().double().numpy()
+        )
+        # below the smallest normal number a strength is 0 for every purpose, but implicit gradients need x > 0
+        return torch.as_tensor(quantile, dtype=u.dtype).to(u.device).clamp_min(torch.finfo(u.dtype).tiny)
+
+    @staticmethod
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor
+    ) -> None:
+        ctx.save_for_backward(inputs[1], output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, Tensor]:
+        concentration, quantile = ctx.saved_tensors  # type: ignore[attr-defined]
+        return None, grad * torch._standard_gamma_grad(concentration, quantile)
+
+
+def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:
+    """Quantile of Gamma(concentration, 1) at ``u``, once differentiable in ``concentration``.
+
+    scipy's ``gammaincinv`` forward (on the CPU), implicit reparameterisation backward; a second derivative raises.
+    """
+    u, concentration = torch.broadcast_tensors(u, concentration)
+    quantile: Tensor = _GammaQuantile.apply(u.contiguous(), concentration.contiguous())
+    return quantile
