@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
+from scipy.optimize import brentq
 
 from mixlogit_align.distributions import (
     ClosedForm,
@@ -44,10 +46,12 @@ from mixlogit_align.inference import (
 CovType = Literal["hessian", "bhhh", "robust"]
 # A gain in log-likelihood over a fixed strength below this is rounding, not evidence of heterogeneity.
 _NO_GAIN = 1e-7
+# A search whose spread has shrunk by this factor, with no gain over a fixed strength, is on its way to 0.
+_LOG_FAR = math.log(30.0)
 _USUAL_NODES = 128
 _BOUNDARY = (
-    "at the boundary: no heterogeneity is most likely, and the standard error of the spread says where the "
-    "log-likelihood has fallen by 1/2"
+    "at the boundary: no heterogeneity is most likely; beside a spread of 0 stands, in place of a standard "
+    "error, the spread at which the log-likelihood has fallen by 1/2"
 )
 _LOST = (
     "no spread above 0 was found more likely than 0, yet the log-likelihood rises there (slope {:.1e} in the "
@@ -203,16 +207,24 @@ class MixedLogitModel:
         def individual(theta: torch.Tensor) -> torch.Tensor:
             return self.loglik(family.mixing(theta), integration)
 
+        def total(theta: torch.Tensor) -> torch.Tensor:
+            return weights * individual(theta)
+
         best = None
         for theta in self._starts(centre, start):
-            best = maximize_loglik(lambda theta: weights * individual(theta), theta)
+            least = float(theta[1]) - _LOG_FAR
+
+            def fallen_back(at: torch.Tensor, loglik: float, least: float = least) -> bool:
+                return slope <= 0.0 and float(at[1]) < least and loglik <= point.loglik
+
+            best = maximize_loglik(total, theta, give_up=fallen_back)
             # a second start only where the first fell back to no heterogeneity though some must be better
             if best.loglik > point.loglik + _NO_GAIN or slope <= 0.0:
                 break
         assert best is not None
         at_boundary = best.loglik <= point.loglik + _NO_GAIN
         if at_boundary:
-            estimates = self._at_boundary(point, centre, slope, cov_type)
+            estimates = self._at_boundary(point, centre, slope, total, cov_type)
             loglik, mixing = point.loglik, dist.Delta(point.params[0])
         else:
             estimates = self._inside(best, individual, cov_type)
@@ -337,19 +349,26 @@ class MixedLogitModel:
         )
 
     def _at_boundary(
-        self, point: MaximumLikelihood, centre: torch.Tensor, slope: float, cov_type: CovType
+        self,
+        point: MaximumLikelihood,
+        centre: torch.Tensor,
+        slope: float,
+        total: Callable[[torch.Tensor], torch.Tensor],
+        cov_type: CovType,
     ) -> _Estimates:
         """No heterogeneity: the logit's estimate and spread 0, in the coordinates (centre, spread).
 
         The log-likelihood is even in the spread, so its cross-derivative is 0 there and its second derivative
-        is twice the slope in the squared spread.
+        is twice the slope in the squared spread. That may be close to 0, where a standard error from it would
+        say nothing; the fall by 1/2, which one standard error means inside, is looked up instead.
         """
         family = self._family
         origin = torch.zeros_like(centre)
         to_centre, to_deviation = torch.autograd.functional.jacobian(family.strength, (centre, origin))
         variance = self._covariance(point, self._fixed, cov_type)[0, 0]
         curvature = centre.new_tensor(-2.0 * slope)
-        spread_variance = curvature.reciprocal() if slope < 0.0 else centre.new_tensor(float("nan"))
+        noticed = self._noticed_spread(point.loglik, centre, total) if slope < 0.0 else float("nan")
+        spread_variance = centre.new_tensor(noticed) ** 2
         natural = family.natural(torch.stack([centre, centre.new_tensor(float("-inf"))]))
         if bool(torch.isfinite(natural).all()):
             covariance = torch.stack([variance / to_centre**2, spread_variance]).diag()
@@ -367,6 +386,22 @@ class MixedLogitModel:
             eigenvalues=torch.stack([-point.hessian[0, 0] * to_centre**2, curvature]).sort().values,
             message=_BOUNDARY if converged else _LOST.format(slope),
         )
+
+    def _noticed_spread(
+        self, top: float, centre: torch.Tensor, total: Callable[[torch.Tensor], torch.Tensor]
+    ) -> float:
+        """Spread at which the log-likelihood, the centre held, has fallen by 1/2; infinite if there is none."""
+
+        @torch.no_grad()
+        def fall(log_spread: float) -> float:
+            theta = torch.stack([centre, centre.new_tensor(log_spread)])
+            return top - 0.5 - float(total(theta).sum())
+
+        start = float(self._starts(centre, None)[0][1])
+        bracket = (start - 10.0, start + 5.0)
+        if fall(bracket[0]) > 0.0 or not fall(bracket[1]) > 0.0:
+            return float("inf")
+        return math.exp(brentq(fall, *bracket, xtol=1e-3))
 
     def _covariance(
         self,

@@ -59,9 +59,10 @@ class MixedLogitResult:
     hessian_eigenvalues : torch.Tensor, shape (P,)
         Of minus the Hessian in (centre, log spread); in (centre, spread) at the boundary.
     at_boundary : bool
-        The likelihood is largest without heterogeneity. The spread is then 0 and its standard error is the
-        spread at which the log-likelihood, quadratic around 0, has fallen by 1/2: a scale of what the data
-        would notice, not of a normal distribution.
+        The likelihood is largest without heterogeneity. The spread is then 0 and in place of its standard
+        error stands the spread at which the log-likelihood has fallen by 1/2 (the centre held): what the
+        data would notice, not the width of a normal distribution. The gamma's concentration and rate are
+        infinite there, and so are their standard errors; its moments are finite.
     message : str
         The grounds for ``converged``, and what the boundary means.
     fixed : FixedStrength

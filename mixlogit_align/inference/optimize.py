@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference.derivatives import Derivatives, LogLik, derivatives
@@ -117,7 +118,12 @@ class _Objective:
 
 
 def maximize_loglik(
-    loglik: LogLik, start: torch.Tensor, *, gradient_tolerance: float = 1e-6, max_iterations: int = 200
+    loglik: LogLik,
+    start: torch.Tensor,
+    *,
+    gradient_tolerance: float = 1e-6,
+    max_iterations: int = 200,
+    give_up: Callable[[torch.Tensor, float], bool] | None = None,
 ) -> MaximumLikelihood:
     """Maximise a log-likelihood: trust region with exact Hessians, then Newton steps.
 
@@ -137,6 +143,8 @@ def maximize_loglik(
         Largest :func:`gradient_norm` called converged, in standard errors.
     max_iterations : int
         Of the trust region.
+    give_up : callable, optional
+        (parameters, log-likelihood) to bool, asked after every step: True ends the search where it stands.
 
     Returns
     -------
@@ -168,11 +176,19 @@ def maximize_loglik(
     curvature = first.hessian.diagonal().abs()
     scale = torch.where(curvature > 0.0, curvature, torch.ones_like(curvature)).rsqrt()
     objective = _Objective(loglik, scale)
+
+    def callback(intermediate_result: OptimizeResult) -> None:
+        if give_up is not None and give_up(
+            objective.params(intermediate_result.x), -float(intermediate_result.fun)
+        ):
+            raise StopIteration
+
     found = minimize(
         objective.value,
         np.asarray(start / scale),
         jac=objective.gradient,
         hess=objective.hessian,
+        callback=callback,
         method="trust-exact",
         # radii in standard errors: 10 is a bold first step, and each good step may double it
         options={
@@ -186,7 +202,8 @@ def maximize_loglik(
     at = objective.derivatives(found.x)
     iterations, evaluations = int(found.nit), objective.evaluations + 1
     norm = gradient_norm(at.gradient, at.hessian)
-    for _ in range(_NEWTON_STEPS):
+    given_up = give_up is not None and give_up(point, at.value)
+    for _ in range(0 if given_up else _NEWTON_STEPS):
         if not 0.0 < norm < float("inf"):
             break
         trial = point - torch.linalg.solve(at.hessian, at.gradient)
@@ -201,7 +218,7 @@ def maximize_loglik(
     eigenvalues = (
         torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan"))
     )
-    doubts = _doubts(at, norm, gradient_tolerance)
+    doubts = ["given up"] if given_up else _doubts(at, norm, gradient_tolerance)
     return MaximumLikelihood(
         params=point,
         loglik=at.value,

@@ -1,0 +1,386 @@
+"""First light: the likelihood beside xlogit on xlogit's own draws, and known strengths recovered.
+
+    python validation/first_light.py [--out DIR] [--quick]
+
+Writes DIR/first_light.json, prints a table, and exits with 1 if any check fails. For every case:
+
+1. given xlogit's Halton draws through FixedDraws, MixedLogit and PanelMixedLogit themselves have xlogit's
+   log-likelihood and gradient, at several parameters;
+2. the fit on those draws is xlogit's fit;
+3. MixedLogitModel has the log-likelihood of those distributions;
+4. with its own, accurate integration it recovers the truth: |estimate - truth| <= 4.5 standard errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from scipy.stats import chi2
+
+from mixlogit_align import ClosedForm, FixedDraws, MixedLogit, PanelMixedLogit, Quadrature
+from mixlogit_align.distributions import Triangular
+from mixlogit_align.econometrics import MixedLogitModel, SimulatedChoices, simulate_choices
+
+# Two different summations of the same terms in float64.
+SAME_LOGLIK = 1e-8
+SAME_MODEL = 1e-10
+# Both optimisers stop within 1e-3 standard errors of the top; standard errors here are below 0.1.
+SAME_FIT = 1e-4
+Z_BOUND = 4.5
+# Under no heterogeneity 2 (loglik - fixed loglik) is 0 or chi-squared with one degree, half and half.
+LR_BOUND = float(chi2.isf(2e-5, 1))
+
+XLOGIT_NAMES = {"normal": "n", "lognormal": "ln", "uniform": "u", "triangular": "t"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A truth, and how many choices are made under it."""
+
+    family: str
+    panel: bool
+    true: dict[str, float]
+    mixing: Any
+    num_individuals: int
+    seed: int
+    quick: bool = False
+
+    @property
+    def name(self) -> str:
+        kind = "panel" if self.panel else "cross-section"
+        return f"{self.family}, {kind}" + ("" if self.heterogeneous else ", no heterogeneity")
+
+    @property
+    def heterogeneous(self) -> bool:
+        return not isinstance(self.mixing, dist.Delta)
+
+
+def f64(*values: float) -> list[torch.Tensor]:
+    return [torch.tensor(value, dtype=torch.float64) for value in values]
+
+
+# natural parameters -> distribution, as the estimator names them
+MIXING = {
+    "normal": dist.Normal,
+    "lognormal": dist.LogNormal,
+    "uniform": lambda loc, scale: dist.Uniform(loc - scale, loc + scale),
+    "triangular": lambda loc, scale: Triangular(loc - scale, loc + scale),
+    "gamma": dist.Gamma,
+}
+TRUTHS = {
+    "normal": {"x.loc": 1.0, "x.scale": 1.0},
+    "lognormal": {"x.loc": 0.3, "x.scale": 0.7},
+    "uniform": {"x.loc": 1.0, "x.scale": 1.8},
+    "triangular": {"x.loc": 1.0, "x.scale": 2.4},
+    "gamma": {"x.concentration": 2.0, "x.rate": 1.5},
+}
+
+
+def cases() -> list[Case]:
+    """Every truth, as a cross-section and a panel; and strengths that do not vary."""
+    found = []
+    for seed, (family, true) in enumerate(TRUTHS.items()):
+        mixing = MIXING[family](*f64(*true.values()))
+        found += [
+            Case(family, False, true, mixing, 4000, 100 + seed, quick=family in ("lognormal", "gamma")),
+            Case(family, True, true, mixing, 400, 200 + seed, quick=family == "normal"),
+        ]
+    for seed, family in enumerate(("normal", "lognormal", "gamma")):
+        fixed = dist.Delta(*f64(1.0))
+        true = {"x.mean": 1.0, "x.sd": 0.0}
+        found += [
+            Case(family, False, true, fixed, 4000, 300 + seed),
+            Case(family, True, true, fixed, 400, 400 + seed, quick=family == "lognormal"),
+        ]
+    return found
+
+
+def simulate(case: Case) -> SimulatedChoices:
+    # a wide attribute: choices from nearly indifferent to nearly certain are what tell the spread
+    attribute = dist.Normal(*f64(0.0, 1.5))
+    situations = 10 if case.panel else 1
+    return simulate_choices(
+        case.mixing,
+        num_individuals=case.num_individuals,
+        num_situations=situations,
+        attribute=attribute,
+        seed=case.seed,
+    )
+
+
+class Peer:
+    """xlogit on one binary data set, with its own draws.
+
+    ``_loglik_gradient`` is what xlogit minimises: minus the log-likelihood and minus its gradient in (loc,
+    scale), from attribute differences, panel indices and draws (individuals, 1, R).
+    """
+
+    def __init__(self, simulated: SimulatedChoices, family: str, num_draws: int) -> None:
+        from xlogit import MixedLogit as XlogitMixedLogit
+
+        self.new = XlogitMixedLogit
+        self.frame, self.family, self.num_draws = simulated.frame, XLOGIT_NAMES[family], num_draws
+        self.num_situations = simulated.choice.shape[1]
+        model = self.new()
+        model._rvidx, model._rvdist = np.array([True]), [self.family]
+        self.draws = model._generate_draws(len(simulated.strength), num_draws, True)
+        self._model = model
+        x, chosen = simulated.attributes.flatten(0, 1).numpy(), simulated.choice.flatten().numpy()
+        rows = np.arange(len(x))
+        self._difference = (x[rows, 1 - chosen] - x[rows, chosen])[:, None, None]
+        self._panels = np.repeat(np.arange(len(simulated.strength)), self.num_situations)
+
+    def loglik_gradient(self, params: list[float]) -> tuple[float, np.ndarray]:
+        """Log-likelihood and gradient at (loc, scale)."""
+        panels = self._panels if self.num_situations > 1 else None
+        draws = self.draws if panels is None else self.draws[panels]
+        value, gradient, _ = self._model._loglik_gradient(
+            np.array(params), self._difference, panels, draws, None, None, None, None, None
+        )
+        return -float(value), -gradient
+
+    def fit(self, **options: Any) -> Any:
+        """xlogit's own fit, silenced."""
+        model, frame = self.new(), self.frame
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            model.fit(
+                X=frame[["x"]],
+                y=frame["choice"],
+                varnames=["x"],
+                alts=frame["alternative"],
+                ids=frame["situation"],
+                panels=frame["individual"] if self.num_situations > 1 else None,
+                randvars={"x": self.family},
+                n_draws=self.num_draws,
+                verbose=0,
+                **options,
+            )
+        return model
+
+    def default_fit(self, best: float) -> str:
+        """What happens from xlogit's default start, given the log-likelihood that can be reached."""
+        try:
+            model = self.fit()
+        except Exception as error:  # any failure of the peer is a finding, not an end
+            return f"failed: {type(error).__name__}: {error}"
+        if not model.convergence:
+            return f"failed: {model.estimation_message}"
+        if not model.loglikelihood > best - 1e-3:
+            return (
+                f"failed: 'converged' at log-likelihood {model.loglikelihood:.3f}, {best:.3f} can be reached"
+            )
+        return "converged"
+
+
+def loglik(simulated: SimulatedChoices, mixing: Any, rule: Any = None) -> torch.Tensor:
+    """Log-likelihood by the distributions themselves, from the simulated arrays."""
+    first, second = simulated.attributes.unbind(-1)
+    chosen = simulated.choice.to(torch.float64)
+    if simulated.choice.shape[1] > 1:
+        return PanelMixedLogit(second - first, mixing, rule).log_prob(chosen).sum()
+    return MixedLogit((second - first)[:, 0], mixing, rule).log_prob(chosen[:, 0]).sum()
+
+
+def compare_at_fixed_parameters(case: Case, simulated: SimulatedChoices, peer: Peer) -> tuple[float, float]:
+    """Largest relative differences of log-likelihood and gradient from xlogit's, at three parameters."""
+    rule = FixedDraws(torch.from_numpy(peer.draws[:, 0]))
+    loc, scale = case.true.values()
+    values, gradients = [], []
+    for point in ([loc, scale], [0.5 * loc + 0.2, 1.5 * scale], [-0.4, 0.3]):
+        params = torch.tensor(point, dtype=torch.float64, requires_grad=True)
+        ours = loglik(simulated, MIXING[case.family](*params), rule)
+        (gradient,) = torch.autograd.grad(ours, params)
+        theirs, their_gradient = peer.loglik_gradient(point)
+        values.append(abs(float(ours) - theirs) / abs(theirs))
+        gradients.append(
+            float(np.abs(gradient.numpy() - their_gradient).max() / np.abs(their_gradient).max())
+        )
+    return max(values), max(gradients)
+
+
+def against_xlogit(
+    case: Case, simulated: SimulatedChoices, num_draws: int, model: MixedLogitModel
+) -> dict[str, Any]:
+    """Checks 1 and 2."""
+    peer = Peer(simulated, case.family, num_draws)
+    loglik_difference, gradient_difference = compare_at_fixed_parameters(case, simulated, peer)
+    ours = model.fit(integration=FixedDraws(torch.from_numpy(peer.draws[:, 0])))
+    # a start that works, and tolerances below the comparison's
+    theirs = peer.fit(
+        init_coeff=np.array(list(case.true.values())),
+        optim_method="L-BFGS-B",
+        tol_opts={"ftol": 1e-14, "gtol": 1e-6},
+        skip_std_errs=True,
+    )
+    fit_difference = float(np.abs(np.array(list(ours.params.values())) - theirs.coeff_).max())
+    return {
+        "xlogit_estimate": dict(zip(case.true, theirs.coeff_.tolist(), strict=True)),
+        "xlogit_loglik": float(theirs.loglikelihood),
+        "loglik_rel_diff": loglik_difference,
+        "gradient_rel_diff": gradient_difference,
+        "fit_abs_diff": fit_difference,
+        "xlogit_default_start": peer.default_fit(float(theirs.loglikelihood)),
+    }
+
+
+def run(case: Case, num_draws: int) -> dict[str, Any]:
+    """One row: simulate, compare, recover."""
+    start = time.perf_counter()
+    simulated = simulate(case)
+    model = MixedLogitModel(simulated.data, random={"x": case.family})
+    fit = model.fit()
+    estimate, errors = (
+        (fit.params, fit.std_errors) if case.heterogeneous else (fit.moments, fit.moment_std_errors)
+    )
+    judged = list(case.true) if case.heterogeneous else ["x.mean"]
+    z = {name: (estimate[name] - case.true[name]) / errors[name] for name in judged}
+    row: dict[str, Any] = {
+        "case": case.name,
+        "family": case.family,
+        "panel": case.panel,
+        "n_individuals": case.num_individuals,
+        "n_choices": simulated.choice.numel(),
+        "true": case.true,
+        "estimate": estimate,
+        "std_error": errors,
+        "z": z,
+        "loglik": fit.loglik,
+        **dict.fromkeys(("xlogit_estimate", "xlogit_loglik", "loglik_rel_diff", "gradient_rel_diff")),
+        **dict.fromkeys(("fit_abs_diff", "xlogit_default_start")),
+    }
+    notes = [f"{fit.integration.rule}, integration error {fit.integration.error:.0e}"]
+    checks = {
+        "converged": fit.converged,
+        "truth recovered": all(abs(value) <= Z_BOUND for value in z.values()),
+    }
+
+    point = [*f64(1.1, 0.6)]
+    by_model = float(model.loglik(MIXING[case.family](*point)).sum())
+    by_distribution = float(loglik(simulated, MIXING[case.family](*point)))
+    checks["model is the distribution"] = abs(by_model / by_distribution - 1.0) <= SAME_MODEL
+
+    if case.heterogeneous and case.family in XLOGIT_NAMES:
+        row |= against_xlogit(case, simulated, num_draws, model)
+        checks["xlogit's log-likelihood"] = row["loglik_rel_diff"] <= SAME_LOGLIK
+        checks["xlogit's gradient"] = row["gradient_rel_diff"] <= SAME_LOGLIK
+        checks["xlogit's fit"] = row["fit_abs_diff"] <= SAME_FIT
+    if case.heterogeneous and case.family == "gamma":
+        other = Quadrature(300) if case.panel else Quadrature()
+        first = "Quadrature()" if case.panel else repr(ClosedForm())
+        second = model.fit(integration=other)
+        apart = max(abs(second.params[k] - fit.params[k]) / fit.std_errors[k] for k in fit.params)
+        notes.append(f"{first} and {other!r}: estimates {apart:.0e} standard errors apart")
+        checks["two rules agree"] = apart <= 1e-5 and abs(second.loglik / fit.loglik - 1.0) <= SAME_MODEL
+    if not case.heterogeneous:
+        ratio = 2.0 * (fit.loglik - fit.fixed.loglik)
+        notes.append(
+            "at the boundary" if fit.at_boundary else f"likelihood ratio against a fixed strength {ratio:.2f}"
+        )
+        checks["no heterogeneity found"] = ratio <= LR_BOUND
+
+    failed = [name for name, good in checks.items() if not good]
+    if failed:
+        notes.append("FAILED: " + ", ".join(failed))
+    return row | {"note": "; ".join(notes), "seconds": time.perf_counter() - start, "passed": not failed}
+
+
+def machine() -> str:
+    system = f"{platform.system()} {platform.machine()}"
+    return f"{system}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    def small(value: float | None) -> str:
+        return "" if value is None else f"{value:.0e}"
+
+    shown = Table(title="Known strengths recovered, and xlogit on the same draws")
+    for column in (
+        "case",
+        "true",
+        "estimate (std. error)",
+        "z",
+        "loglik",
+        "gradient",
+        "fit",
+        "xlogit's default start",
+        "s",
+        "",
+    ):
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        names = list(row["true"])
+        shown.add_row(
+            row["case"],
+            "\n".join(f"{name} {row['true'][name]:g}" for name in names),
+            "\n".join(f"{row['estimate'][name]:.4f} ({row['std_error'][name]:.4f})" for name in names),
+            "\n".join(f"{row['z'][name]:+.2f}" for name in names if name in row["z"]),
+            small(row["loglik_rel_diff"]),
+            small(row["gradient_rel_diff"]),
+            small(row["fit_abs_diff"]),
+            row["xlogit_default_start"] or "",
+            f"{row['seconds']:.1f}",
+            "ok" if row["passed"] else "FAILED",
+        )
+    return shown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, default=Path("validation/reports"), help="folder for first_light.json"
+    )
+    parser.add_argument("--quick", action="store_true", help="four cases only")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    chosen = [case for case in cases() if case.quick or not options.quick]
+    packages = ("mixlogit_align", "torch", "pyro-ppl", "numpy", "scipy", "xlogit")
+    report: dict[str, Any] = {
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "machine": machine(),
+        "rows": [],
+        "passed": False,
+    }
+
+    def save() -> None:  # after every case, so that an interrupted run leaves what it has
+        (options.out / "first_light.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    with contextlib.suppress(KeyboardInterrupt), Progress(console=console, transient=True) as progress:
+        task = progress.add_task("first light", total=len(chosen))
+        for case in chosen:
+            progress.update(task, description=case.name)
+            report["rows"].append(run(case, num_draws=100))
+            save()
+            progress.advance(task)
+    report["passed"] = len(report["rows"]) == len(chosen) and all(row["passed"] for row in report["rows"])
+    save()
+    console.print(table(report["rows"]))
+    for row in report["rows"]:
+        console.print(f"{row['case']}: {row['note']}", highlight=False)
+    console.print(
+        f"{'All checks passed' if report['passed'] else 'NOT passed'}: {options.out / 'first_light.json'}"
+    )
+    return 0 if report["passed"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
