@@ -24,9 +24,7 @@ Size = torch.Size | list[int] | tuple[int, ...]
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 
 
-def _expanded(
-    instance: TorchDistribution, new: TorchDistribution, batch_shape: Size, names: Sequence[str]
-) -> None:
+def _expanded(instance: TorchDistribution, new: TorchDistribution, batch_shape: Size, names: Sequence[str]) -> None:
     for name in names:
         setattr(new, name, getattr(instance, name).expand(torch.Size(batch_shape)))
     TorchDistribution.__init__(new, torch.Size(batch_shape), validate_args=False)
@@ -50,9 +48,10 @@ class InverseGaussian(TorchDistribution):
     support = constraints.positive
     has_rsample = False
 
-    def __init__(
-        self, loc: Tensor | float, concentration: Tensor | float, *, validate_args: bool | None = None
-    ):
+    loc: Tensor
+    concentration: Tensor
+
+    def __init__(self, loc: Tensor | float, concentration: Tensor | float, *, validate_args: bool | None = None):
         self.loc, self.concentration = broadcast_all(loc, concentration)
         super().__init__(self.loc.shape, validate_args=validate_args)
 
@@ -75,15 +74,15 @@ class InverseGaussian(TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         root = torch.sqrt(self.concentration / value)
         lower = -root * (value / self.loc + 1.0)
-        return torch.special.ndtr(root * (value / self.loc - 1.0)) + torch.exp(
-            2.0 * self.concentration / self.loc + torch.special.log_ndtr(lower)
-        )
+        upper: Tensor = torch.special.ndtr(root * (value / self.loc - 1.0))
+        return upper + torch.exp(2.0 * self.concentration / self.loc + torch.special.log_ndtr(lower))
 
     def icdf(self, value: Tensor) -> Tensor:
         """Quantile by scipy on the CPU, without gradient."""
         loc, c, u = torch.broadcast_tensors(self.loc.detach(), self.concentration.detach(), value.detach())
         x = scipy.stats.invgauss.ppf(u.cpu().double().numpy(), mu=(loc / c).cpu().double().numpy())
-        return torch.as_tensor(x, dtype=torch.float64).to(loc.device) * c
+        standard: Tensor = torch.as_tensor(x, dtype=torch.float64).to(loc.device)
+        return standard * c
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = torch.Size()) -> Tensor:

@@ -96,9 +96,7 @@ class Integration:
         strength, log_weight = self.nodes(conditional, family, rows)
         return torch.logsumexp(log_weight + conditional.loglik(strength), 0)
 
-    def moments(
-        self, conditional: Conditional, family: Family, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log E[likelihood], and mean and variance of the strength given what was observed."""
         strength, log_weight = self.nodes(conditional, family, rows)
         joint = log_weight + conditional.loglik(strength)
@@ -121,11 +119,7 @@ class ClosedForm(Integration):
         if isinstance(family, _Point):
             return conditional.loglik(family.value.unsqueeze(0)).squeeze(0)
         if conditional.comparison is None or not family.has_laplace:
-            what = (
-                "several choices at one strength"
-                if conditional.comparison is None
-                else "no Laplace transform here"
-            )
+            what = "several choices at one strength" if conditional.comparison is None else "no Laplace transform here"
             raise IntegrationError(
                 explain(
                     f"ClosedForm() for {type(family.mixing).__name__}",
@@ -142,9 +136,7 @@ class ClosedForm(Integration):
             q = special.log_expected_sigmoid(family.log_laplace, s)
         return torch.where(diff < 0, q, special.log_complement(q))
 
-    def moments(
-        self, conditional: Conditional, family: Family, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(family, _Point):
             total = self.log_expectation(conditional, family, rows)
             return total, family.value.expand(total.shape), torch.zeros_like(total)
@@ -208,9 +200,7 @@ class Quadrature(Integration):
         self._require_density(family)
         return self._nodes(conditional, family)
 
-    def moments(
-        self, conditional: Conditional, family: Family, rows: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if isinstance(family, _Point):
             return ClosedForm().moments(conditional, family, rows)
         return super().moments(conditional, family, rows)
@@ -491,8 +481,7 @@ class FixedDraws(_Drawn):
             raise InvalidInputError(
                 explain(
                     "base",
-                    got=f"shape {tuple(base.shape)}"
-                    + ("" if base.numel() == 0 else ", some values not finite"),
+                    got=f"shape {tuple(base.shape)}" + ("" if base.numel() == 0 else ", some values not finite"),
                     expected="finite draws of shape (K,) or (N, K), K >= 1",
                     hint="draws of the family's standard variable",
                 )
@@ -599,9 +588,7 @@ def posterior_moments(
     return mean, (weights * (variances + (means - mean) ** 2)).sum(0)
 
 
-def integration_error(
-    rule: Integration | None, mixing: Any, conditional: Conditional, rows: Tensor
-) -> Tensor:
+def integration_error(rule: Integration | None, mixing: Any, conditional: Conditional, rows: Tensor) -> Tensor:
     """Estimate |error of log P|, (*batch); see ``MixedLogit.integration_error``."""
     parts = _by_component(rule, mixing, conditional)
     value = _average(parts, conditional, rows)

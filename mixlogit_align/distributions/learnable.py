@@ -58,9 +58,7 @@ _KINDS: dict[str, _Kind] = {
         },
         free=("loc",),
     ),
-    "gamma": _Kind(
-        dist.Gamma, ("concentration", "rate"), lambda m, cv: {"concentration": cv**-2, "rate": cv**-2 / m}
-    ),
+    "gamma": _Kind(dist.Gamma, ("concentration", "rate"), lambda m, cv: {"concentration": cv**-2, "rate": cv**-2 / m}),
     "inverse_gaussian": _Kind(
         InverseGaussian, ("loc", "concentration"), lambda m, cv: {"loc": m, "concentration": m / (cv * cv)}
     ),
@@ -95,9 +93,7 @@ class LearnableMixing(nn.Module):
             )
         if transform not in get_args(Transform):
             raise InvalidInputError(
-                explain(
-                    "transform", got=repr(transform), expected=f"one of {get_args(Transform)}", hint="'log'"
-                )
+                explain("transform", got=repr(transform), expected=f"one of {get_args(Transform)}", hint="'log'")
             )
         kind = _KINDS[family]
         if set(values) != set(kind.names):
@@ -125,16 +121,12 @@ class LearnableMixing(nn.Module):
             self.register_parameter(name, nn.Parameter(self._inverse(name, value)))
 
     @classmethod
-    def lognormal(
-        cls, loc: float = -2.3, scale: float = 0.6, transform: Transform = "log"
-    ) -> LearnableMixing:
+    def lognormal(cls, loc: float = -2.3, scale: float = 0.6, transform: Transform = "log") -> LearnableMixing:
         """LogNormal(loc, scale of the log); the defaults are the paper's start, with mean 0.120."""
         return cls("lognormal", transform, loc=loc, scale=scale)
 
     @classmethod
-    def gamma(
-        cls, concentration: float = 2.0, rate: float = 16.7, transform: Transform = "log"
-    ) -> LearnableMixing:
+    def gamma(cls, concentration: float = 2.0, rate: float = 16.7, transform: Transform = "log") -> LearnableMixing:
         """Gamma(concentration, rate); the defaults are the paper's start, with mean 0.120."""
         return cls("gamma", transform, concentration=concentration, rate=rate)
 
@@ -144,9 +136,7 @@ class LearnableMixing(nn.Module):
         return cls("point", transform, v=value)
 
     @classmethod
-    def from_mean_cv(
-        cls, family: str, mean: float, cv: float, transform: Transform = "log"
-    ) -> LearnableMixing:
+    def from_mean_cv(cls, family: str, mean: float, cv: float, transform: Transform = "log") -> LearnableMixing:
         """Build a family with given mean and coefficient of variation (sd / mean); cv = 0 gives the point.
 
         Parameters
@@ -160,19 +150,13 @@ class LearnableMixing(nn.Module):
         transform : str
             As in the class.
         """
-        if (
-            not (cv >= 0 and math.isfinite(cv))
-            or not math.isfinite(mean)
-            or (family != "normal" and mean <= 0)
-        ):
+        if not (cv >= 0 and math.isfinite(cv)) or not math.isfinite(mean) or (family != "normal" and mean <= 0):
             raise InvalidInputError(
                 explain("mean, cv", got=(mean, cv), expected="mean > 0 and cv >= 0", hint="mean=0.1, cv=0.7")
             )
         if cv == 0 or family == "point":
             if cv != 0:
-                raise InvalidInputError(
-                    explain("cv of a point", got=cv, expected="0", hint="another family, or cv=0")
-                )
+                raise InvalidInputError(explain("cv of a point", got=cv, expected="0", hint="another family, or cv=0"))
             return cls.point(mean, transform)
         if family not in _KINDS:
             return cls(family, transform)

@@ -26,9 +26,7 @@ def upcast(x: Tensor | float, name: str) -> Tensor:
     tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise InvalidInputError(
-            explain(
-                name, got=f"dtype {tensor.dtype}", expected="real numbers", hint="a floating-point tensor"
-            )
+            explain(name, got=f"dtype {tensor.dtype}", expected="real numbers", hint="a floating-point tensor")
         )
     if not tensor.is_floating_point():
         return tensor.to(torch.get_default_dtype())
@@ -144,9 +142,7 @@ class StrengthMixture(TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        mean, variance = rules.posterior_moments(
-            self.integration, self.mixing, self._conditional(value), self._rows()
-        )
+        mean, variance = rules.posterior_moments(self.integration, self.mixing, self._conditional(value), self._rows())
         dtype = self._utility.dtype
         return mean.to(dtype), torch.sqrt(variance).to(dtype)
 
@@ -317,9 +313,7 @@ class PanelMixedLogit(_Binary):
         utility_diff = upcast(utility_diff, "utility_diff")
         if utility_diff.dim() < 1:
             raise InvalidInputError(
-                explain(
-                    "utility_diff", got="a number", expected="(..., T)", hint="MixedLogit for a single choice"
-                )
+                explain("utility_diff", got="a number", expected="(..., T)", hint="MixedLogit for a single choice")
             )
         if observed is not None:
             observed = boolean_mask(observed, "observed", utility_diff)

@@ -13,6 +13,7 @@ A family answers four questions:
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
@@ -269,12 +270,7 @@ class _InverseGaussian(Family):
         self.loc, self.concentration = _double(mixing.loc), _double(mixing.concentration)
 
     def log_laplace(self, s: Tensor) -> Tensor:
-        return (
-            -2.0
-            * self.loc
-            * s
-            / (1.0 + torch.sqrt(1.0 + 2.0 * self.loc * (self.loc / self.concentration) * s))
-        )
+        return -2.0 * self.loc * s / (1.0 + torch.sqrt(1.0 + 2.0 * self.loc * (self.loc / self.concentration) * s))
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         return [(torch.zeros_like(self.loc), torch.full_like(self.loc, math.inf))]
@@ -300,7 +296,7 @@ class _InverseGaussian(Family):
         return self.loc * torch.exp(u), _score(-0.5 * u - 0.5 * torch.log1p(0.25 * tau * tau / phi))
 
     def from_base(self, z: Tensor) -> Tensor:
-        x = self.mixing.icdf(z)
+        x: Tensor = self.mixing.icdf(z)
         # implicit reparameterisation: d x = -(d cdf) / density, at fixed probability
         slope = torch.exp(self.mixing.log_prob(x)).detach()
         return x - _score(self.mixing.cdf(x)) / slope
@@ -308,6 +304,9 @@ class _InverseGaussian(Family):
 
 class _Interval(Family):
     """Families on a bounded or half-bounded interval [low, high], smooth inside but for given knots."""
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, mixing: Any, low: Tensor, high: Tensor):
         super().__init__(mixing)
@@ -329,7 +328,7 @@ class _Interval(Family):
         low, high = self.low, self.high
         pieces = []
         ends = [low, *self.knots(), high]
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
+        for a, b in itertools.pairwise(ends):
             pieces.append((a.clamp_min(0.0), b.clamp_min(0.0)))
             if not self.nonnegative:
                 pieces.append((b.clamp_max(0.0), a.clamp_max(0.0)))
@@ -337,7 +336,7 @@ class _Interval(Family):
 
 
 class _Uniform(_Interval):
-    base = "uniform"
+    base: ClassVar[Base] = "uniform"
 
     def __init__(self, mixing: Any):
         super().__init__(mixing, _double(mixing.low), _double(mixing.high))
@@ -356,7 +355,7 @@ class _Uniform(_Interval):
 
 
 class _Triangular(_Uniform):
-    base = "triangular"
+    base: ClassVar[Base] = "triangular"
 
     def log_laplace(self, s: Tensor) -> Tensor:
         return -self.low * s + 2.0 * special.log_exponential_mean(0.5 * (self.high - self.low) * s)
@@ -365,9 +364,7 @@ class _Triangular(_Uniform):
         return [self.center()]
 
     def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
-        nearer = torch.minimum(strength - self.low, self.high - strength).clamp_min(
-            torch.finfo(torch.float64).tiny
-        )
+        nearer = torch.minimum(strength - self.low, self.high - strength).clamp_min(torch.finfo(torch.float64).tiny)
         return torch.log(4.0 * nearer) - 2.0 * torch.log(self.high - self.low)
 
 
@@ -380,7 +377,7 @@ class _TruncatedNormal(_Interval):
         # -s loc + (s scale)^2 / 2 cancels against the shifted tail's c^2 / 2 where c is the lower end: done by hand
         alpha, omega = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
         shift = s * self.scale
-        near, rest = special.log_normal_interval(alpha + shift, omega + shift)
+        _, rest = special.log_normal_interval(alpha + shift, omega + shift)
         near0, rest0 = special.log_normal_interval(alpha, omega)
         lower = (alpha + omega + 2.0 * shift > 0) | torch.isinf(omega)
         by_low = -s * self.low - 0.5 * (alpha - near0) * (alpha + near0)
@@ -500,9 +497,7 @@ def components_of(mixing: Any) -> list[tuple[Tensor, Any]] | None:
         return [
             (
                 log_probs[..., c],
-                type(many)(
-                    **{k: getattr(many, k)[..., c] for k in many.arg_constraints}, validate_args=False
-                ),
+                type(many)(**{k: getattr(many, k)[..., c] for k in many.arg_constraints}, validate_args=False),
             )
             for c in range(log_probs.shape[-1])
         ]

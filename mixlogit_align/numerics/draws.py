@@ -1,7 +1,7 @@
 """Base draws as value objects: uniforms that depend on (seed, step, row) and on nothing else.
 
-K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process it
-lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a generator.
+K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process
+it lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a generator.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class BaseDraws:
             )
         if isinstance(self.num_draws, bool) or not isinstance(self.num_draws, int) or self.num_draws < 1:
             raise InvalidInputError(
-                explain(
-                    "num_draws", got=repr(self.num_draws), expected="a positive integer", hint="num_draws=16"
-                )
+                explain("num_draws", got=repr(self.num_draws), expected="a positive integer", hint="num_draws=16")
             )
         if self.kind == "antithetic" and self.num_draws % 2:
             raise InvalidInputError(
@@ -114,9 +112,7 @@ class BaseDraws:
         index = torch.arange(k, dtype=torch.int64, device=rows.device).reshape((k,) + (1,) * rows.dim())
         rows = rows.to(torch.int64)
         if self.kind == "halton":
-            shift = _to_unit(
-                _hash(torch.zeros((), dtype=torch.int64, device=rows.device), self.seed, self.step)
-            )
+            shift = _to_unit(_hash(torch.zeros((), dtype=torch.int64, device=rows.device), self.seed, self.step))
             sequence = _reverse_bits(rows * k + index)
             return self._inside((_to_unit(sequence) + shift) % 1.0)
         key = _hash(rows, self.seed, self.step)
@@ -137,7 +133,8 @@ class BaseDraws:
 
 def standard_normal(u: Tensor) -> Tensor:
     """N(0, 1) by inversion of uniforms."""
-    return torch.special.ndtri(u)
+    z: Tensor = torch.special.ndtri(u)
+    return z
 
 
 def symmetric_uniform(u: Tensor) -> Tensor:
@@ -160,13 +157,11 @@ class _GammaQuantile(torch.autograd.Function):
         return torch.as_tensor(quantile, dtype=u.dtype).to(u.device).clamp_min(torch.finfo(u.dtype).tiny)
 
     @staticmethod
-    def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor
-    ) -> None:
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1], output)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, Tensor]:
         concentration, quantile = ctx.saved_tensors  # type: ignore[attr-defined]
         return None, grad * torch._standard_gamma_grad(concentration, quantile)

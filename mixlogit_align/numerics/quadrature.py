@@ -5,8 +5,8 @@ the integral sign, at fixed nodes.
 
 Why trapezoid: on an axis where the integrand is analytic in a strip of half-width a and has decayed to exp(-drop) at
 both ends, n equal steps h have error about exp(-2 pi a / h) + exp(-drop). On the axis log(strength) every factor
-sigma(strength * utility_diff) has its poles at height pi/2, at log(pi / |utility_diff|) and to the right of it. So steps
-are equal where there are poles, and stretched smoothly on both sides of them, where there are none.
+sigma(strength * utility_diff) has its poles at height pi/2, at log(pi / |utility_diff|) and to the right of it. So
+steps are equal where there are poles, and stretched smoothly on both sides of them, where there are none.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def find_window(
     ).reshape(shape)
     x = (center + torch.cat((-grid.flip(0), torch.zeros_like(grid[:1]), grid))).clamp(lower, upper)
     value = _scan(log_target, x)
-    fractions = torch.linspace(0.0, 1.0, _ZOOM_POINTS, dtype=torch.float64, device=center.device).reshape(
-        shape
-    )
+    fractions = torch.linspace(0.0, 1.0, _ZOOM_POINTS, dtype=torch.float64, device=center.device).reshape(shape)
     for _ in range(_ZOOMS):
         best = value.argmax(0)
         left, right = _at(x, best - 1), _at(x, best + 1)
@@ -108,9 +106,7 @@ def stretched(w: Tensor, left_at: Tensor, left_rate: Tensor, right_at: Tensor, r
     )
 
 
-def _stretched_inverse(
-    u: Tensor, left_at: Tensor, left_rate: Tensor, right_at: Tensor, right_rate: Tensor
-) -> Tensor:
+def _stretched_inverse(u: Tensor, left_at: Tensor, left_rate: Tensor, right_at: Tensor, right_rate: Tensor) -> Tensor:
     # slopes lie in [1, max rate] and change within a few units: Newton from the piecewise-linear inverse
     w = torch.where(
         u < left_at,
@@ -118,11 +114,7 @@ def _stretched_inverse(
         torch.where(u > right_at, right_at + (u - right_at) / right_rate, u),
     )
     for _ in range(4):
-        slope = (
-            1.0
-            + (left_rate - 1.0) * torch.sigmoid(left_at - w)
-            + (right_rate - 1.0) * torch.sigmoid(w - right_at)
-        )
+        slope = 1.0 + (left_rate - 1.0) * torch.sigmoid(left_at - w) + (right_rate - 1.0) * torch.sigmoid(w - right_at)
         w = w - (stretched(w, left_at, left_rate, right_at, right_rate) - u) / slope
     return w
 
@@ -149,11 +141,7 @@ def stretched_trapezoid(
     start, stop = _stretched_inverse(left, *maps), _stretched_inverse(right, *maps)
     fractions = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=left.device)
     w = start + (stop - start) * fractions.reshape((n,) + (1,) * left.dim())
-    slope = (
-        1.0
-        + (left_rate - 1.0) * torch.sigmoid(left_at - w)
-        + (right_rate - 1.0) * torch.sigmoid(w - right_at)
-    )
+    slope = 1.0 + (left_rate - 1.0) * torch.sigmoid(left_at - w) + (right_rate - 1.0) * torch.sigmoid(w - right_at)
     return stretched(w, *maps), torch.log(slope * ((stop - start) / (n - 1)))
 
 
