@@ -81,8 +81,8 @@ class InverseGaussian(TorchDistribution):
         """Quantile by scipy on the CPU, without gradient."""
         loc, c, u = torch.broadcast_tensors(self.loc.detach(), self.concentration.detach(), value.detach())
         x = scipy.stats.invgauss.ppf(u.cpu().double().numpy(), mu=(loc / c).cpu().double().numpy())
-        standard: Tensor = torch.as_tensor(x, dtype=torch.float64).to(loc.device)
-        return standard * c
+        quantile: Tensor = torch.as_tensor(x, dtype=torch.float64).to(loc.device) * c
+        return quantile
 
     @torch.no_grad()
     def sample(self, sample_shape: Size = torch.Size()) -> Tensor:

@@ -87,6 +87,10 @@ class Integration:
         """Return the rule with ``seed`` added to its own: itself where there are no draws."""
         return self
 
+    @staticmethod
+    def _shape(conditional: Conditional, family: Family) -> torch.Size:
+        return torch.broadcast_shapes(conditional.batch_shape, family.mixing.batch_shape)
+
     def nodes(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths (n, *batch) and log-weights that broadcast with them."""
         raise NotImplementedError
@@ -117,7 +121,7 @@ class ClosedForm(Integration):
 
     def log_expectation(self, conditional: Conditional, family: Family, rows: Tensor) -> Tensor:
         if isinstance(family, _Point):
-            return conditional.loglik(family.value.unsqueeze(0)).squeeze(0)
+            return conditional.loglik(family.value.expand(1, *self._shape(conditional, family))).squeeze(0)
         if conditional.comparison is None or not family.has_laplace:
             what = "several choices at one strength" if conditional.comparison is None else "no Laplace transform here"
             raise IntegrationError(
@@ -129,7 +133,7 @@ class ClosedForm(Integration):
                 )
             )
         diff = conditional.comparison
-        s = special.absolute(diff)
+        s = special.absolute(diff).expand(self._shape(conditional, family))
         if isinstance(family, _Gamma) and family.power is None:
             q = special.log_expected_sigmoid_gamma(s, family.concentration, family.scale)
         else:
@@ -233,7 +237,7 @@ class Quadrature(Integration):
         return torch.logsumexp(log_weight + conditional.loglik(strength), 0)
 
     def _nodes(self, conditional: Conditional, family: Family) -> tuple[Tensor, Tensor]:
-        shape = torch.broadcast_shapes(conditional.batch_shape, family.center().shape)
+        shape = self._shape(conditional, family)
         parts = [self._piece(conditional, family, near, far, shape) for near, far in family.pieces()]
         if len(parts) == 1:
             return parts[0]
@@ -326,6 +330,11 @@ class _Seeded(_Drawn):
     step: int = field(default=0, kw_only=True)
     rows: Tensor | None = field(default=None, kw_only=True, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        own = [f.name for f in dataclasses.fields(self) if f.name not in ("step", "rows")]
+        names = [*own, "step"] if self.step else own
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
     def at(self, *, step: int | None = None, rows: Tensor | None = None) -> _Seeded:
         changes: dict[str, Any] = {}
         if step is not None:
@@ -378,7 +387,7 @@ class _Seeded(_Drawn):
         return sample.to(torch.float64)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MonteCarlo(_Seeded):
     """Average over K draws: log P ~ log (1/K) sum_k likelihood(strength_k).
 
@@ -425,7 +434,7 @@ class MonteCarlo(_Seeded):
         return torch.zeros((), dtype=torch.int64, device=rows.device) if self.sharing == "batch" else own
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class QuasiMonteCarlo(_Seeded):
     """Average over K quasi-random draws a row.
 
@@ -527,7 +536,9 @@ class FixedDraws(_Drawn):
 
 
 def _holds_somewhere(mask: Tensor) -> bool:
-    """Whether any element is true; True where it cannot be asked, as under vmap."""
+    """Whether any element is true; True where it cannot be asked, as under vmap or while compiling."""
+    if torch.compiler.is_compiling():
+        return True
     try:
         return bool(mask.any())
     except RuntimeError:

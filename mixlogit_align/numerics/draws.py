@@ -1,13 +1,14 @@
 """Base draws as value objects: uniforms that depend on (seed, step, row) and on nothing else.
 
-K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process
-it lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a generator.
+K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process it
+lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a
+generator.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import scipy.special
 import torch
@@ -159,6 +160,14 @@ class _GammaQuantile(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1], output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], u: Tensor, concentration: Tensor) -> tuple[Tensor, int]:
+        batched = [
+            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+            for x, dim in zip((u, concentration), in_dims, strict=True)
+        ]
+        return _GammaQuantile.apply(*batched), 0
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -17,7 +17,6 @@ References
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -31,7 +30,6 @@ _LOG_RATIO_SERIES_TO = 1.0
 _LARGEST = 1e305
 
 
-@functools.lru_cache(maxsize=32)
 def _alternating_weights(n: int) -> tuple[float, ...]:
     # T_n(3) = ((3 + sqrt 8)^n + (3 - sqrt 8)^n) / 2 obeys an integer recurrence, so all of this is exact.
     before, scale = 1, 3
@@ -46,12 +44,16 @@ def _alternating_weights(n: int) -> tuple[float, ...]:
     return tuple(weights)
 
 
+_WEIGHTS = {NUM_TERMS: _alternating_weights(NUM_TERMS)}
+
+
 def alternating_weights(n: int, like: Tensor) -> Tensor:
     """Signed weights w_j, (n,), of an accelerated alternating sum: sum_j (-1)^j a_j ~ sum_{j<n} w_j a_j.
 
     Relative error at most 1 / T_n(3) when the a_j are moments of a positive measure on [0, 1].
     """
-    return torch.tensor(_alternating_weights(n), dtype=torch.float64, device=like.device)
+    weights = _WEIGHTS.get(n) or _alternating_weights(n)
+    return torch.tensor(weights, dtype=torch.float64, device=like.device)
 
 
 def alternating_error_bound(n: int) -> float:
