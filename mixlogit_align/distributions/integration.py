@@ -89,7 +89,8 @@ class Integration:
 
     @staticmethod
     def _shape(conditional: Conditional, family: Family) -> torch.Size:
-        return torch.broadcast_shapes(conditional.batch_shape, family.mixing.batch_shape)
+        shape: torch.Size = torch.broadcast_shapes(conditional.batch_shape, family.mixing.batch_shape)
+        return shape
 
     def nodes(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths (n, *batch) and log-weights that broadcast with them."""
