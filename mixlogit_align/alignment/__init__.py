@@ -7,6 +7,7 @@ Importing this package does not import transformers.
 from __future__ import annotations
 
 from mixlogit_align.alignment.config import AlignmentConfig, dump_config, load_config, parse_config
+from mixlogit_align.alignment.demo import demo_runs
 from mixlogit_align.alignment.logratios import SequenceLogProbs, sequence_logprobs
 from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, mixdpo_loss
 from mixlogit_align.alignment.progress import RichProgress
@@ -21,6 +22,7 @@ __all__ = [
     "RichProgress",
     "RunResult",
     "SequenceLogProbs",
+    "demo_runs",
     "dump_config",
     "load_config",
     "mixdpo_loss",

@@ -161,10 +161,18 @@ class NewModel:
     def __post_init__(self) -> None:
         _positive(hidden_size=self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
         _positive(max_positions=self.max_positions)
-        _require(self.hidden_size % self.num_heads == 0, "hidden_size", self.hidden_size,
-                 f"a multiple of num_heads={self.num_heads}")
-        _require(self.vocab_size >= 258, "vocab_size", self.vocab_size,
-                 "at least 258: 256 bytes, the padding and the end-of-text token")
+        _require(
+            self.hidden_size % self.num_heads == 0,
+            "hidden_size",
+            self.hidden_size,
+            f"a multiple of num_heads={self.num_heads}",
+        )
+        _require(
+            self.vocab_size >= 258,
+            "vocab_size",
+            self.vocab_size,
+            "at least 258: 256 bytes, the padding and the end-of-text token",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +206,12 @@ class TokenizationConfig:
 
     def __post_init__(self) -> None:
         _positive(max_prompt_length=self.max_prompt_length)
-        _require(self.max_prompt_length < self.max_length, "max_prompt_length", self.max_prompt_length,
-                 f"below max_length={self.max_length}, so that no response is emptied")
+        _require(
+            self.max_prompt_length < self.max_length,
+            "max_prompt_length",
+            self.max_prompt_length,
+            f"below max_length={self.max_length}, so that no response is emptied",
+        )
 
 
 # --- strength and integration ----------------------------------------------------------------------
@@ -389,9 +401,13 @@ class StageConfig:
         _positive(num_epochs=self.num_epochs, batch_size=self.batch_size)
         _positive(eval_batch_size=self.eval_batch_size, eval_every_examples=self.eval_every_examples)
         nearest = max(round(self.eval_every_examples / self.batch_size), 1) * self.batch_size
-        _require(self.eval_every_examples % self.batch_size == 0, "eval_every_examples",
-                 self.eval_every_examples, f"a multiple of batch_size={self.batch_size}",
-                 f"eval_every_examples={nearest}")
+        _require(
+            self.eval_every_examples % self.batch_size == 0,
+            "eval_every_examples",
+            self.eval_every_examples,
+            f"a multiple of batch_size={self.batch_size}",
+            f"eval_every_examples={nearest}",
+        )
 
     def num_steps(self, num_rows: int) -> int:
         """Steps the stage takes over ``num_rows`` training rows."""
@@ -408,8 +424,13 @@ class PreferenceConfig(StageConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         closed = isinstance(self.integration, ClosedFormRule)
-        _require(not (closed and isinstance(self.strength, LogNormalStrength)), "integration", "closed_form",
-                 "a rule that fits a lognormal strength", "`rule: quadrature` or `rule: monte_carlo`")
+        _require(
+            not (closed and isinstance(self.strength, LogNormalStrength)),
+            "integration",
+            "closed_form",
+            "a rule that fits a lognormal strength",
+            "`rule: quadrature` or `rule: monte_carlo`",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,11 +463,20 @@ class AlignmentConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _require(self.sft is not None or self.preference is not None, "sft, preference", None,
-                 "at least one stage", "a section `preference:`")
+        _require(
+            self.sft is not None or self.preference is not None,
+            "sft, preference",
+            None,
+            "at least one stage",
+            "a section `preference:`",
+        )
         if isinstance(self.model, NewModel):
-            _require(self.model.max_positions >= self.tokenization.max_length, "model.max_positions",
-                     self.model.max_positions, f"at least max_length={self.tokenization.max_length}")
+            _require(
+                self.model.max_positions >= self.tokenization.max_length,
+                "model.max_positions",
+                self.model.max_positions,
+                f"at least max_length={self.tokenization.max_length}",
+            )
 
 
 # --- reading and writing ---------------------------------------------------------------------------
@@ -481,8 +511,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
                 section = section[parent]
             section[last] = yaml.safe_load(value)
     except (yaml.YAMLError, AttributeError, TypeError) as error:
-        raise InvalidInputError(explain(str(path), got=str(error), expected="nested YAML settings",
-                                        hint="checking the indentation and each override's path")) from error
+        raise InvalidInputError(
+            explain(
+                str(path),
+                got=str(error),
+                expected="nested YAML settings",
+                hint="checking the indentation and each override's path",
+            )
+        ) from error
     return parse_config(settings)
 
 
@@ -495,25 +531,34 @@ def dump_config(config: AlignmentConfig) -> str:
     """Return the resolved settings as YAML that `load_config` reads back to an equal object."""
     import yaml
 
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _section(cls: type[T], settings: Any, where: str) -> T:
     if not isinstance(settings, Mapping):
-        raise InvalidInputError(explain(where.rstrip(".") or "config", got=repr(settings), expected="a section of settings",
-                                        hint="indenting its settings below it"))
+        raise InvalidInputError(
+            explain(
+                where.rstrip(".") or "config",
+                got=repr(settings),
+                expected="a section of settings",
+                hint="indenting its settings below it",
+            )
+        )
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in settings:
         if name not in fields:
             near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.0)
-            raise InvalidInputError(explain("settings", got=f"unknown {where}{name}", expected=", ".join(fields),
-                                            hint=f"{where}{near[0]}"))
+            raise InvalidInputError(
+                explain("settings", got=f"unknown {where}{name}", expected=", ".join(fields), hint=f"{where}{near[0]}")
+            )
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in settings:
-            raise InvalidInputError(explain(f"{where}{name}", got="nothing", expected="a value",
-                                            hint=f"a line `{name}:`"))
+            raise InvalidInputError(
+                explain(f"{where}{name}", got="nothing", expected="a value", hint=f"a line `{name}:`")
+            )
     values = {name: _value(hints[name], value, f"{where}{name}") for name, value in settings.items()}
     try:
         return cls(**values)
@@ -536,8 +581,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         choices = typing.get_args(scalar)
         if value not in choices:
             near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
-            raise InvalidInputError(explain(where, got=repr(value), expected=f"one of {', '.join(choices)}",
-                                            hint=near[0]))
+            raise InvalidInputError(
+                explain(where, got=repr(value), expected=f"one of {', '.join(choices)}", hint=near[0])
+            )
         return value
     # YAML 1.1 reads 1e-6 as a string.
     if scalar is float and isinstance(value, int | str) and not isinstance(value, bool):
@@ -546,8 +592,9 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, scalar) or (isinstance(value, bool) and scalar is not bool):
-        raise InvalidInputError(explain(where, got=repr(value), expected=f"a value of type {scalar.__name__}",
-                                        hint="another value"))
+        raise InvalidInputError(
+            explain(where, got=repr(value), expected=f"a value of type {scalar.__name__}", hint="another value")
+        )
     return value
 
 
@@ -558,6 +605,7 @@ def _tagged_section(sections: Sequence[Any], value: Any, where: str) -> Any:
     got = value.get(tag) if isinstance(value, Mapping) else value
     if got not in by_tag:
         near = difflib.get_close_matches(str(got), by_tag, n=1, cutoff=0.0)
-        raise InvalidInputError(explain(f"{where}.{tag}", got=repr(got), expected=f"one of {', '.join(by_tag)}",
-                                        hint=f"`{tag}: {near[0]}`"))
+        raise InvalidInputError(
+            explain(f"{where}.{tag}", got=repr(got), expected=f"one of {', '.join(by_tag)}", hint=f"`{tag}: {near[0]}`")
+        )
     return _section(by_tag[got], value, f"{where}.")

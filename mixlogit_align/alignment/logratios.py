@@ -50,17 +50,27 @@ def sequence_logprobs(
         (R,) float32; 0 for a sequence without response tokens.
     """
     if input_ids.shape != response_mask.shape or input_ids.ndim != 2:
-        raise InvalidInputError(explain("response_mask", got=f"shape {tuple(response_mask.shape)}",
-                                        expected=f"the shape (R, L) of input_ids, {tuple(input_ids.shape)}",
-                                        hint="one sequence a row"))
+        raise InvalidInputError(
+            explain(
+                "response_mask",
+                got=f"shape {tuple(response_mask.shape)}",
+                expected=f"the shape (R, L) of input_ids, {tuple(input_ids.shape)}",
+                hint="one sequence a row",
+            )
+        )
     if bool(response_mask[:, 0].any()):
-        raise InvalidInputError(explain("response_mask", got="a response that starts at the first token",
-                                        expected="at least one prompt token before it",
-                                        hint="putting the end-of-text token in place of an empty prompt"))
-    hidden = _base(policy)(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        raise InvalidInputError(
+            explain(
+                "response_mask",
+                got="a response that starts at the first token",
+                expected="at least one prompt token before it",
+                hint="putting the end-of-text token in place of an empty prompt",
+            )
+        )
+    hidden = _base(policy)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
     predicts = response_mask[:, 1:]
     states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]
-    head = policy.get_output_embeddings()
+    head: Any = policy.get_output_embeddings()  # type: ignore[operator]
     chunks = list(zip(states.split(chunk_size), targets.split(chunk_size), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
         logps = [checkpoint(_token_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks]
@@ -74,15 +84,21 @@ def sequence_logprobs(
 def _base(policy: nn.Module) -> Any:
     base = getattr(policy, "base_model", policy)
     if base is policy:
-        raise InvalidInputError(explain("policy", got=type(policy).__name__,
-                                        expected="a language model whose `base_model` gives hidden states",
-                                        hint="a causal language model of transformers"))
+        raise InvalidInputError(
+            explain(
+                "policy",
+                got=type(policy).__name__,
+                expected="a language model whose `base_model` gives hidden states",
+                hint="a causal language model of transformers",
+            )
+        )
     return base
 
 
 def _token_logprobs(head: Any, states: Tensor, targets: Tensor) -> Tensor:
     logits = head(states).float()
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    token: Tensor = logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+    return token
 
 
 class SequenceLogProbs(nn.Module):
@@ -106,9 +122,10 @@ class SequenceLogProbs(nn.Module):
 
     def forward(self, input_ids: Tensor, response_mask: Tensor) -> Tensor:
         """Log-probabilities, (B, J) float32, of (B, J, L) sequences padded on the right."""
-        logps = sequence_logprobs(self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1),
-                                  chunk_size=self.chunk_size)
-        return logps.unflatten(0, input_ids.shape[:2])
+        logps = sequence_logprobs(
+            self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1), chunk_size=self.chunk_size
+        )
+        return logps.view(input_ids.shape[:2])
 
 
 @torch.no_grad()

@@ -196,9 +196,16 @@ class MixDPOLoss(nn.Module):
     ) -> PreferenceLoss:
         """See `mixdpo_loss`."""
         return mixdpo_loss(
-            policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps,
-            mixing=self.mixing, integration=self.integration, weights=weights, step=step, pair_ids=pair_ids,
-        )  # fmt: skip
+            policy_chosen_logps,
+            policy_rejected_logps,
+            reference_chosen_logps,
+            reference_rejected_logps,
+            mixing=self.mixing,
+            integration=self.integration,
+            weights=weights,
+            step=step,
+            pair_ids=pair_ids,
+        )
 
     def extra_repr(self) -> str:
         """Show the rule beside the mixing."""
@@ -209,9 +216,14 @@ def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor
     shape = logps["policy_chosen_logps"].shape
     for name, value in {**logps, "weights": weights, "pair_ids": pair_ids}.items():
         if value is not None and (value.shape != shape or value.ndim != 1):
-            raise InvalidInputError(explain(name, got=f"shape {tuple(value.shape)}",
-                                            expected=f"one number a pair, (B,), as policy_chosen_logps {tuple(shape)}",
-                                            hint="summing log-probabilities over tokens first"))
+            raise InvalidInputError(
+                explain(
+                    name,
+                    got=f"shape {tuple(value.shape)}",
+                    expected=f"one number a pair, (B,), as policy_chosen_logps {tuple(shape)}",
+                    hint="summing log-probabilities over tokens first",
+                )
+            )
     for name, value in {**logps, "weights": weights}.items():
         if value is None:
             continue
@@ -221,6 +233,11 @@ def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor
         if bool(bad.any()):
             rows = bad.nonzero()[:, 0].tolist()
             ids = "" if pair_ids is None else f", pair_ids {pair_ids[rows[:8]].tolist()}"
-            raise InvalidInputError(explain(name, got=f"{value[rows[0]].item()} in rows {rows[:8]}{ids}",
-                                            expected="finite numbers" + (", 0 or more" if name == "weights" else ""),
-                                            hint="looking at these pairs, a smaller learning rate, or clipping"))
+            raise InvalidInputError(
+                explain(
+                    name,
+                    got=f"{value[rows[0]].item()} in rows {rows[:8]}{ids}",
+                    expected="finite numbers" + (", 0 or more" if name == "weights" else ""),
+                    hint="looking at these pairs, a smaller learning rate, or clipping",
+                )
+            )

@@ -105,7 +105,10 @@ class PreferenceObjective(nn.Module):
     def _loss(self, batch: Batch, logps: Tensor, step: int) -> PreferenceLoss:
         assert batch.reference_logps is not None, "reference log-probabilities are computed before this stage"
         loss: PreferenceLoss = self.preference_loss(
-            *batch.chosen_rejected(logps), *batch.chosen_rejected(batch.reference_logps.to(logps.dtype)),
-            weights=batch.weights, step=step, pair_ids=batch.pair_ids,
-        )  # fmt: skip
+            *batch.chosen_rejected(logps),
+            *batch.chosen_rejected(batch.reference_logps.to(logps.dtype)),
+            weights=batch.weights,
+            step=step,
+            pair_ids=batch.pair_ids,
+        )
         return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 SHOWN = ("loss", "accuracy")
 
@@ -12,7 +12,7 @@ SHOWN = ("loss", "accuracy")
 class Progress(Protocol):
     """Called after every step with what is done, and before the first."""
 
-    def __call__(self, task: str, done: int, total: int, metrics: Mapping[str, float]) -> None: ...
+    def __call__(self, task: str, done: int, total: int, metrics: Mapping[str, float], /) -> None: ...
 
 
 class RichProgress:
@@ -26,17 +26,22 @@ class RichProgress:
         from rich.progress import Progress as Bars
 
         self._bars = Bars(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"),
-        )  # fmt: skip
-        self._tasks: dict[str, int] = {}
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[shown]}"),
+        )
+        self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> RichProgress:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def __call__(self, task: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -46,6 +51,8 @@ class RichProgress:
         bar = self._tasks[task]
         speed = self._bars.tasks[bar].speed
         self._bars.update(
-            bar, completed=done, rate=f"{speed:.0f} examples/s" if speed else "",
+            bar,
+            completed=done,
+            rate=f"{speed:.0f} examples/s" if speed else "",
             shown="  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics),
-        )  # fmt: skip
+        )

@@ -59,9 +59,7 @@ class RunResult:
     seconds: float
 
 
-def run_alignment(
-    config: AlignmentConfig, *, progress: Progress | None = None, overwrite: bool = False
-) -> RunResult:
+def run_alignment(config: AlignmentConfig, *, progress: Progress | None = None, overwrite: bool = False) -> RunResult:
     """Run the stages of ``config`` and write its run folder.
 
     Parameters
@@ -85,16 +83,24 @@ def run_alignment(
     out = Path(config.out)
     if (out / "config.yaml").exists():
         if not overwrite:
-            raise InvalidInputError(explain("out", got=f"{out}, which holds a run", expected="a new folder",
-                                            hint="another `out`, or overwriting it"))
+            raise InvalidInputError(
+                explain(
+                    "out",
+                    got=f"{out}, which holds a run",
+                    expected="a new folder",
+                    hint="another `out`, or overwriting it",
+                )
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     start = time.perf_counter()
 
     def record(status: str, **details: Any) -> None:
-        _write_json(out / "run.json", {"name": config.name, "status": status,
-                                       "seconds": round(time.perf_counter() - start, 3), **details})  # fmt: skip
+        _write_json(
+            out / "run.json",
+            {"name": config.name, "status": status, "seconds": round(time.perf_counter() - start, 3), **details},
+        )
 
     record("running")
     try:
@@ -109,8 +115,9 @@ def run_alignment(
         record("failed", error=f"{type(error).__name__}: {error}")
         raise
     record("finished", metrics=metrics)
-    return RunResult(path=out, name=config.name, metrics=metrics, strength=strength, truth=truth,
-                     seconds=time.perf_counter() - start)
+    return RunResult(
+        path=out, name=config.name, metrics=metrics, strength=strength, truth=truth, seconds=time.perf_counter() - start
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +131,32 @@ class _Setting:
     log: MetricsLog
     progress: Progress
 
-    def train(self, objective: Any, groups: Sequence[ParameterGroup], train_rows: Sequence[TokenizedComparison],
-              eval_rows: Sequence[TokenizedComparison], stage: str, config: StageConfig) -> dict[str, float]:
-        return train(objective, groups, train_rows, eval_rows, stage=stage, config=config, seed=self.config.seed,
-                     collator=self.collator, log=self.log, progress=self.progress)
+    def train(
+        self,
+        objective: Any,
+        groups: Sequence[ParameterGroup],
+        train_rows: Sequence[TokenizedComparison],
+        eval_rows: Sequence[TokenizedComparison],
+        stage: str,
+        config: StageConfig,
+    ) -> dict[str, float]:
+        return train(
+            objective,
+            groups,
+            train_rows,
+            eval_rows,
+            stage=stage,
+            config=config,
+            seed=self.config.seed,
+            collator=self.collator,
+            log=self.log,
+            progress=self.progress,
+        )
 
     def policy_group(self, optim: OptimConfig) -> ParameterGroup:
-        return ParameterGroup(name="policy", parameters=list(self.policy.parameters()), lr=optim.lr,
-                              max_grad_norm=optim.max_grad_norm)
+        return ParameterGroup(
+            name="policy", parameters=list(self.policy.parameters()), lr=optim.lr, max_grad_norm=optim.max_grad_norm
+        )
 
 
 def _stages(
@@ -147,20 +172,29 @@ def _stages(
     model.to(config.device).eval()
     train_rows, train_report = tokenize(train_split, tokenizer, config.tokenization)
     eval_rows, eval_report = tokenize(eval_split, tokenizer, config.tokenization)
-    _write_json(out / "data.json", {"reader": dict(data.report), "tokenization": {
-        "train": train_report.as_dict(), "eval": eval_report.as_dict()}})  # fmt: skip
+    _write_json(
+        out / "data.json",
+        {"reader": dict(data.report), "tokenization": {"train": train_report.as_dict(), "eval": eval_report.as_dict()}},
+    )
     metrics: dict[str, dict[str, float]] = {}
     strength = truth = None
     with MetricsLog(out / "metrics.jsonl") as log:
-        setting = _Setting(config=config, out=out, policy=SequenceLogProbs(model), log=log, progress=progress,
-                           collator=Collator(pad_id=tokenizer.pad_token_id, device=config.device))
+        setting = _Setting(
+            config=config,
+            out=out,
+            policy=SequenceLogProbs(model),
+            log=log,
+            progress=progress,
+            collator=Collator(pad_id=tokenizer.pad_token_id, device=config.device),
+        )
         if config.sft is not None:
             objective = SFTObjective(setting.policy, setting.collator, eval_batch_size=config.sft.eval_batch_size)
             groups = [setting.policy_group(config.sft.optim)]
             metrics["sft"] = setting.train(objective, groups, train_rows, eval_rows, "sft", config.sft)
         if config.preference is not None:
             metrics["preference"], strength, truth = _preference(
-                setting, config.preference, train_rows, eval_rows, data)
+                setting, config.preference, train_rows, eval_rows, data
+            )
     hf.save(model, tokenizer, out / "policy")
     return metrics, strength, truth
 
@@ -175,13 +209,23 @@ def _preference(
     train_rows, eval_rows = (_with_reference(setting, rows, config.eval_batch_size) for rows in (train_rows, eval_rows))
     mixing = build_strength(config)
     initial = mixing.summary()
-    objective = PreferenceObjective(setting.policy, MixDPOLoss(mixing, config.integration.build()), setting.collator,
-                                    eval_batch_size=config.eval_batch_size)
+    objective = PreferenceObjective(
+        setting.policy,
+        MixDPOLoss(mixing, config.integration.build()),
+        setting.collator,
+        eval_batch_size=config.eval_batch_size,
+    )
     _check_start(objective, train_rows[: config.eval_batch_size])
     groups = [setting.policy_group(config.optim)]
     if config.strength.lr > 0:
-        groups.append(ParameterGroup(name="strength", parameters=list(mixing.parameters()), lr=config.strength.lr,
-                                     max_grad_norm=config.strength.max_grad_norm))
+        groups.append(
+            ParameterGroup(
+                name="strength",
+                parameters=list(mixing.parameters()),
+                lr=config.strength.lr,
+                max_grad_norm=config.strength.max_grad_norm,
+            )
+        )
     try:
         metrics = setting.train(objective, groups, train_rows, eval_rows, "preference", config)
     finally:
@@ -209,9 +253,14 @@ def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedCompari
     """The policy is its own reference before the first step: its log-ratio differences are 0."""
     largest = objective.held_out(rows).loss.logratio_diff.abs().max().item()
     if largest > REFERENCE_TOLERANCE:
-        raise MixlogitError(explain("logratio_diff before the first step", got=f"up to {largest:.3g} nats",
-                                    expected=f"0, within {REFERENCE_TOLERANCE}",
-                                    hint="switching off dropout or other randomness in the policy"))
+        raise MixlogitError(
+            explain(
+                "logratio_diff before the first step",
+                got=f"up to {largest:.3g} nats",
+                expected=f"0, within {REFERENCE_TOLERANCE}",
+                hint="switching off dropout or other randomness in the policy",
+            )
+        )
 
 
 def _write_log_ratios(path: Path, held_out: HeldOut) -> None:
@@ -219,14 +268,16 @@ def _write_log_ratios(path: Path, held_out: HeldOut) -> None:
     import pyarrow.parquet
 
     rows = [row.comparison for row in held_out.rows]
-    table = pyarrow.table({
-        "pair_id": pyarrow.array([row.pair_id for row in rows], pyarrow.int64()),
-        "annotator_id": pyarrow.array([row.annotator_id for row in rows], pyarrow.string()),
-        "groups": pyarrow.array([json.dumps(dict(row.groups), sort_keys=True) for row in rows], pyarrow.string()),
-        "weight": pyarrow.array([row.weight for row in rows], pyarrow.float64()),
-        "logratio_diff": pyarrow.array(held_out.loss.logratio_diff.tolist(), pyarrow.float64()),
-        "pair_weight": pyarrow.array(held_out.loss.pair_weight.tolist(), pyarrow.float64()),
-    })  # fmt: skip
+    table = pyarrow.table(
+        {
+            "pair_id": pyarrow.array([row.pair_id for row in rows], pyarrow.int64()),
+            "annotator_id": pyarrow.array([row.annotator_id for row in rows], pyarrow.string()),
+            "groups": pyarrow.array([json.dumps(dict(row.groups), sort_keys=True) for row in rows], pyarrow.string()),
+            "weight": pyarrow.array([row.weight for row in rows], pyarrow.float64()),
+            "logratio_diff": pyarrow.array(held_out.loss.logratio_diff.tolist(), pyarrow.float64()),
+            "pair_weight": pyarrow.array(held_out.loss.pair_weight.tolist(), pyarrow.float64()),
+        }
+    )
     pyarrow.parquet.write_table(table, path)
 
 

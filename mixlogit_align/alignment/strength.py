@@ -75,8 +75,8 @@ def strength_record(
         "steps": num_steps,
         "constant_gradient_drift": constant_gradient_drift(config.optim, config.strength.lr, num_steps),
         "caution": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
-                   "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",
-    }  # fmt: skip
+        "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",
+    }
     if truth is not None:
         record["truth"] = truth.summary()
     return record

@@ -106,6 +106,11 @@ def tokenize(
             report.response_tokens_cut += max(len(response) - room, 0)
             report.responses_of_end_only += len(response) == 1
         prompt = prompt[-keep:] if config.prompt_cut == "keep_end" else prompt[:keep]
-        rows.append(TokenizedComparison(comparison=comparison, prompt_length=keep,
-                                        input_ids=tuple(prompt + response[:room] for response in responses)))
+        rows.append(
+            TokenizedComparison(
+                comparison=comparison,
+                prompt_length=keep,
+                input_ids=tuple(prompt + response[:room] for response in responses),
+            )
+        )
     return rows, report

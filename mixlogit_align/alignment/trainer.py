@@ -75,8 +75,9 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def write(self, **record: Any) -> None:
@@ -149,14 +150,14 @@ def train(
             norm = nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
             require_finite(norm, f"{stage} gradient of the {group.name} at step {step}", batch)
             norms[f"grad_norm/{group.name}"] = norm.item()
-        rates = {f"learning_rate/{g.name}": options["lr"]
-                 for g, options in zip(groups, optimizer.param_groups, strict=True)}  # fmt: skip
+        rates = {
+            f"learning_rate/{g.name}": options["lr"] for g, options in zip(groups, optimizer.param_groups, strict=True)
+        }
         optimizer.step()
         schedule.step()
         step += 1
         seen += len(indices)
-        metrics = {**{name: value.item() for name, value in loss.metrics.items()}, **strength,
-                   "loss": mean_loss.item()}  # fmt: skip
+        metrics = {**{name: value.item() for name, value in loss.metrics.items()}, **strength, "loss": mean_loss.item()}
         log.write(stage=stage, split="train", step=step, examples_seen=seen, **metrics, **norms, **rates)
         progress(stage, seen, total, metrics)
         if seen % config.eval_every_examples == 0 or seen == total:
@@ -171,5 +172,12 @@ def require_finite(values: Tensor, what: str, batch: Batch) -> None:
         return
     bad = ~finite.flatten(1).all(1) if values.ndim > 1 else ~finite.expand(len(batch))
     ids = batch.pair_ids[bad].tolist()
-    raise NonFiniteLossError(explain(what, got=f"NaN or infinity, pair_ids {ids[:8]} ({len(ids)} in all)",
-                                     expected="finite numbers", hint="a smaller learning rate"), ids)
+    raise NonFiniteLossError(
+        explain(
+            what,
+            got=f"NaN or infinity, pair_ids {ids[:8]} ({len(ids)} in all)",
+            expected="finite numbers",
+            hint="a smaller learning rate",
+        ),
+        ids,
+    )

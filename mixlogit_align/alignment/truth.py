@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from mixlogit_align.alignment.data.schema import StrengthTruth
 from mixlogit_align.alignment.objectives import HeldOut
 from mixlogit_align.distributions import MixedLogit
-
-
-def true_mixing(truth: StrengthTruth) -> Any:
-    """The annotators' distribution of strength, in float64."""
-    family = {"point": dist.Delta, "lognormal": dist.LogNormal, "gamma": dist.Gamma}[truth.family]
-    return family(*(torch.tensor(value, dtype=torch.float64) for value in truth.parameters.values()))
 
 
 @torch.no_grad()
@@ -44,7 +37,9 @@ def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: 
         ``probability/rmse`` of the choice probabilities, ``kl``: mean Kullback-Leibler divergence in nats from
         the true to the learned choice, that is the expected loss beyond the attainable one.
         ``accuracy`` and ``loss`` on the held-out choices; ``attainable/accuracy`` and ``attainable/loss``,
-        expected under the truth.
+        expected under the truth. ``strength/mean`` and ``strength/sd`` are the learned strength in the truth's
+        unit: a policy is free to double its log-ratios and halve the strength, so the learned distribution is
+        rescaled by the slope through the origin of log-ratio difference on true utility difference.
     """
     rows = [row.comparison for row in held_out.rows]
     sign = torch.tensor([1.0 if row.choice == 0 else -1.0 for row in rows], dtype=torch.float64)
@@ -53,13 +48,16 @@ def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: 
     ids = torch.tensor([row.pair_id for row in rows])
     rule = integration.at(step=0, rows=ids) if integration is not None else None
     learned = _probability(logratio_diff, mixing, rule)
-    true = _probability(utility_diff, true_mixing(truth), None)
+    true = _probability(utility_diff, truth.mixing(), None)
     mean = mixing.mean.double()
     x, y = truth.mean * utility_diff, mean * logratio_diff
     attainable_loss = -(torch.special.xlogy(true, true) + torch.special.xlogy(1 - true, 1 - true)).mean()
     cross = -(true * learned.log() + (1 - true) * (-learned).log1p()).mean()
     distinct = utility_diff != 0
+    nats_per_utility = (utility_diff * logratio_diff).sum() / utility_diff.square().sum()
     values = {
+        "strength/mean": mean * nats_per_utility,
+        "strength/sd": mixing.variance.double().sqrt() * nats_per_utility,
         "utility/correlation": torch.corrcoef(torch.stack([x, y]))[0, 1],
         "utility/slope": (x * y).sum() / (x * x).sum(),
         "order_agreement": (x.sign() == y.sign())[distinct].double().mean(),

@@ -79,8 +79,14 @@ class Batch:
         """Split (B, J) values of pairs into (B,) of the chosen and (B,) of the rejected response."""
         if values.shape[1] != 2 or not bool(self.available.all()):
             sizes = sorted(set(self.available.sum(1).tolist()))
-            raise InvalidInputError(explain("candidates", got=f"sets of {sizes} responses", expected="pairs",
-                                            hint="splitting larger sets into pairs before training"))
+            raise InvalidInputError(
+                explain(
+                    "candidates",
+                    got=f"sets of {sizes} responses",
+                    expected="pairs",
+                    hint="splitting larger sets into pairs before training",
+                )
+            )
         chosen, rejected = (values.gather(1, index[:, None])[:, 0] for index in (self.choice, 1 - self.choice))
         return chosen, rejected
 

@@ -18,8 +18,14 @@ def data_folder(name: str) -> Path:
     """The folder ``name`` with environment variables and ``~`` expanded; an error when it is not there."""
     folder = Path(os.path.expandvars(os.path.expanduser(name)))
     if not folder.is_dir():
-        raise InvalidInputError(explain("data folder", got=f"{name!r} ({folder})", expected="a folder that exists",
-                                        hint="setting the environment variable in it, or writing the whole path"))
+        raise InvalidInputError(
+            explain(
+                "data folder",
+                got=f"{name!r} ({folder})",
+                expected="a folder that exists",
+                hint="setting the environment variable in it, or writing the whole path",
+            )
+        )
     return folder
 
 
@@ -30,8 +36,9 @@ def open_text(folder: Path, name: str) -> TextIO:
         return path.open(encoding="utf-8", newline="")
     if packed.is_file():
         return gzip.open(packed, "rt", encoding="utf-8", newline="")
-    raise InvalidInputError(explain(str(folder), got=f"no {name}", expected=f"{name} or {name}.gz",
-                                    hint="another folder"))
+    raise InvalidInputError(
+        explain(str(folder), got=f"no {name}", expected=f"{name} or {name}.gz", hint="another folder")
+    )
 
 
 def keep_random(rows: Sequence[T], limit: int | None, seed: int) -> list[T]:

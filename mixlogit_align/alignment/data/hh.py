@@ -23,8 +23,14 @@ def split_transcript(transcript: str) -> tuple[str, str]:
     """
     prompt, turn, response = transcript.rpartition(_TURN)
     if not turn:
-        raise InvalidInputError(explain("transcript", got=repr(transcript[:80]), expected=f"a transcript with {_TURN!r}",
-                                        hint="rows of prompt, chosen, rejected"))
+        raise InvalidInputError(
+            explain(
+                "transcript",
+                got=repr(transcript[:80]),
+                expected=f"a transcript with {_TURN!r}",
+                hint="rows of prompt, chosen, rejected",
+            )
+        )
     return prompt + turn, response
 
 
@@ -76,5 +82,6 @@ def _comparison(line: dict[str, Any], pair_id: int, split: Split) -> Comparison 
             return None
     responses = tuple(f" {text.strip()}" if text.strip() else "" for text in (chosen, rejected))
     groups = {"subset": line["subset"]} if "subset" in line else {}
-    return Comparison(prompt=prompt.lstrip("\n"), responses=responses, choice=0, pair_id=pair_id, split=split,
-                      groups=groups)
+    return Comparison(
+        prompt=prompt.lstrip("\n"), responses=responses, choice=0, pair_id=pair_id, split=split, groups=groups
+    )

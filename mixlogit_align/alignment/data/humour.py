@@ -33,14 +33,30 @@ def read_humour(config: HumourData) -> PreferenceData:
             across += 1
             continue
         split: Split = "eval" if a in held_out else "train"
-        by_split[split].append([
-            Comparison(prompt=PROMPT, responses=(f" {texts[a]}", f" {texts[b]}"), choice=choice,
-                       pair_id=2 * index + choice, split=split, weight=votes)
-            for choice, votes in enumerate((n_a, n_b)) if votes
-        ])  # fmt: skip
-    kept = (keep_random(by_split["train"], config.max_train, config.seed)
-            + keep_random(by_split["eval"], config.max_eval, config.seed))
+        by_split[split].append(
+            [
+                Comparison(
+                    prompt=PROMPT,
+                    responses=(f" {texts[a]}", f" {texts[b]}"),
+                    choice=choice,
+                    pair_id=2 * index + choice,
+                    split=split,
+                    weight=votes,
+                )
+                for choice, votes in enumerate((n_a, n_b))
+                if votes
+            ]
+        )
+    kept = keep_random(by_split["train"], config.max_train, config.seed) + keep_random(
+        by_split["eval"], config.max_eval, config.seed
+    )
     rows = [row for pair in kept for row in pair]
-    report = {"source": "humour", "rows_read": len(pairs), "pairs_across_splits": across,
-              "pairs_used": len(kept), "rows_used": len(rows), "votes_used": sum(row.weight for row in rows)}
+    report = {
+        "source": "humour",
+        "rows_read": len(pairs),
+        "pairs_across_splits": across,
+        "pairs_used": len(kept),
+        "rows_used": len(rows),
+        "votes_used": sum(row.weight for row in rows),
+    }
     return PreferenceData(comparisons=tuple(rows), report=report)

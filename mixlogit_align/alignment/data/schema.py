@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mixlogit_align.distributions import LearnableMixing
 from mixlogit_align.errors import InvalidInputError, explain
 
 Split = Literal["train", "eval"]
@@ -45,13 +46,23 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if len(self.responses) < 2 or not 0 <= self.choice < len(self.responses):
-            raise InvalidInputError(explain(
-                f"choice of pair_id {self.pair_id}", got=f"{self.choice} among {len(self.responses)} responses",
-                expected="two or more responses and the index of one of them",
-                hint="counting the responses from 0"))
+            raise InvalidInputError(
+                explain(
+                    f"choice of pair_id {self.pair_id}",
+                    got=f"{self.choice} among {len(self.responses)} responses",
+                    expected="two or more responses and the index of one of them",
+                    hint="counting the responses from 0",
+                )
+            )
         if not (self.weight > 0 and math.isfinite(self.weight)):
-            raise InvalidInputError(explain(f"weight of pair_id {self.pair_id}", got=self.weight,
-                                            expected="a finite number above 0", hint="leaving out rows that nobody chose"))
+            raise InvalidInputError(
+                explain(
+                    f"weight of pair_id {self.pair_id}",
+                    got=self.weight,
+                    expected="a finite number above 0",
+                    hint="leaving out rows that nobody chose",
+                )
+            )
 
     @property
     def chosen(self) -> str:
@@ -62,8 +73,14 @@ class Comparison:
     def rejected(self) -> str:
         """The other response of a pair; an error for larger sets."""
         if len(self.responses) != 2:
-            raise InvalidInputError(explain(f"responses of pair_id {self.pair_id}", got=len(self.responses),
-                                            expected="a pair", hint="`responses` and `choice`"))
+            raise InvalidInputError(
+                explain(
+                    f"responses of pair_id {self.pair_id}",
+                    got=len(self.responses),
+                    expected="a pair",
+                    hint="`responses` and `choice`",
+                )
+            )
         return self.responses[1 - self.choice]
 
 
@@ -73,37 +90,30 @@ class StrengthTruth:
 
     Parameters
     ----------
-    family : {"point", "lognormal", "gamma"}
+    family : str
+        As in `mixlogit_align.LearnableMixing.from_mean_cv`.
     mean, cv : float
-        Mean of the strength; standard deviation over mean.
+        Mean of the strength; standard deviation over mean, 0 for one strength for all.
     utility_diff : mapping
         pair_id -> utility of the chosen less utility of the rejected response.
     """
 
-    family: Literal["point", "lognormal", "gamma"]
+    family: str
     mean: float
     cv: float
-    utility_diff: Mapping[int, float]
-
-    @property
-    def sd(self) -> float:
-        """Standard deviation of the strength."""
-        return self.mean * self.cv
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """The family's parameters under their names in this package."""
-        if self.family == "point":
-            return {"value": self.mean}
-        if self.family == "gamma":
-            return {"concentration": self.cv**-2, "rate": self.cv**-2 / self.mean}
-        scale = math.sqrt(math.log1p(self.cv**2))
-        return {"loc": math.log(self.mean) - scale**2 / 2, "scale": scale}
+    utility_diff: Mapping[int, float] = field(repr=False)
 
     def summary(self) -> dict[str, Any]:
-        """Family, mean, sd, cv and parameters, as ``LearnableMixing.summary`` gives them."""
-        return {"family": self.family, "mean": self.mean, "sd": self.sd, "cv": self.cv,
-                "parameters": self.parameters}
+        """Family, mean, sd, parameters and cv, as for a learned strength."""
+        return {**self._mixing.summary(), "cv": self.cv}
+
+    def mixing(self) -> Any:
+        """The annotators' distribution of strength as a Pyro distribution, without gradient."""
+        return self._mixing.requires_grad_(False)()
+
+    @property
+    def _mixing(self) -> LearnableMixing:
+        return LearnableMixing.from_mean_cv(self.family, self.mean, self.cv)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +136,12 @@ class PreferenceData:
         """The comparisons of one split, in order; an error when it is empty."""
         rows = [row for row in self.comparisons if row.split == name]
         if not rows:
-            raise InvalidInputError(explain(f"split {name!r}", got=f"no comparisons ({dict(self.report)})",
-                                            expected="at least one", hint="the reader's report above for the reason"))
+            raise InvalidInputError(
+                explain(
+                    f"split {name!r}",
+                    got=f"no comparisons ({dict(self.report)})",
+                    expected="at least one",
+                    hint="the reader's report above for the reason",
+                )
+            )
         return rows

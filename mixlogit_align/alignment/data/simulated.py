@@ -15,16 +15,47 @@ import torch
 
 from mixlogit_align.alignment.config import SimulatedData
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split, StrengthTruth
+from mixlogit_align.distributions import LearnableMixing
 
 NOUNS = (
-    "lamp", "garden", "river", "market", "violin", "bridge", "kettle", "museum", "bakery", "harbour", "meadow",
-    "library", "tower", "blanket", "recipe", "window", "island", "theatre", "bicycle", "orchard",
-)  # fmt: skip
+    "lamp",
+    "garden",
+    "river",
+    "market",
+    "violin",
+    "bridge",
+    "kettle",
+    "museum",
+    "bakery",
+    "harbour",
+    "meadow",
+    "library",
+    "tower",
+    "blanket",
+    "recipe",
+    "window",
+    "island",
+    "theatre",
+    "bicycle",
+    "orchard",
+)
 DEGREES = {"slightly": 0.5, "rather": 1.0, "very": 1.5, "truly": 2.0}
 QUALITIES = {
-    "dreadful": -1.5, "ugly": -1.2, "broken": -0.9, "dull": -0.7, "noisy": -0.5, "cold": -0.3, "plain": -0.1,
-    "common": 0.1, "tidy": 0.3, "quiet": 0.5, "bright": 0.7, "warm": 0.9, "lovely": 1.2, "splendid": 1.5,
-}  # fmt: skip
+    "dreadful": -1.5,
+    "ugly": -1.2,
+    "broken": -0.9,
+    "dull": -0.7,
+    "noisy": -0.5,
+    "cold": -0.3,
+    "plain": -0.1,
+    "common": 0.1,
+    "tidy": 0.3,
+    "quiet": 0.5,
+    "bright": 0.7,
+    "warm": 0.9,
+    "lovely": 1.2,
+    "splendid": 1.5,
+}
 
 
 def _raw_utility(degree: str, first: str, second: str) -> float:
@@ -33,9 +64,12 @@ def _raw_utility(degree: str, first: str, second: str) -> float:
 
 # Spread of the raw utility over the grammar, by which it is scaled.
 _RAW_SD = math.sqrt(
-    torch.tensor([_raw_utility(*words) for words in itertools.product(DEGREES, QUALITIES, QUALITIES)],
-                 dtype=torch.float64).var(correction=0).item()
-)  # fmt: skip
+    torch.tensor(
+        [_raw_utility(*words) for words in itertools.product(DEGREES, QUALITIES, QUALITIES)], dtype=torch.float64
+    )
+    .var(correction=0)
+    .item()
+)
 
 
 def read_simulated(config: SimulatedData) -> PreferenceData:
@@ -59,34 +93,48 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
         return [options[i] for i in torch.randint(len(options), (num_rows,), generator=generator).tolist()]
 
     nouns = words(NOUNS)
-    candidates = [list(zip(words(tuple(DEGREES)), words(tuple(QUALITIES)), words(tuple(QUALITIES)), strict=True))
-                  for _ in range(2)]
+    candidates = [
+        list(zip(words(tuple(DEGREES)), words(tuple(QUALITIES)), words(tuple(QUALITIES)), strict=True))
+        for _ in range(2)
+    ]
     annotators = torch.randint(config.num_annotators, (num_rows,), generator=generator)
     uniform = torch.rand(num_rows, generator=generator, dtype=torch.float64)
     strengths = _strengths(config, generator)
     weaker = strengths.argsort(stable=True).argsort(stable=True) < config.num_annotators // 2
 
     scale = config.utility_scale / _RAW_SD
-    utility = torch.tensor([[scale * _raw_utility(*words) for words in column] for column in candidates],
-                           dtype=torch.float64)
+    utility = torch.tensor(
+        [[scale * _raw_utility(*words) for words in column] for column in candidates], dtype=torch.float64
+    )
     prefers_first = uniform < torch.sigmoid(strengths[annotators] * (utility[0] - utility[1]))
 
     rows, utility_diff = [], {}
     for i, noun in enumerate(nouns):
         choice = 0 if prefers_first[i] else 1
         split: Split = "train" if i < config.num_train else "eval"
-        rows.append(Comparison(
-            prompt=f"Describe the {noun}.",
-            responses=tuple(f" The {noun} is {d} {q} and {r}." for d, q, r in (c[i] for c in candidates)),
-            choice=choice, pair_id=i, split=split, annotator_id=f"annotator-{int(annotators[i])}",
-            groups={"cohort": "weaker" if weaker[annotators[i]] else "stronger"}))  # fmt: skip
+        rows.append(
+            Comparison(
+                prompt=f"Describe the {noun}.",
+                responses=tuple(f" The {noun} is {d} {q} and {r}." for d, q, r in (c[i] for c in candidates)),
+                choice=choice,
+                pair_id=i,
+                split=split,
+                annotator_id=f"annotator-{int(annotators[i])}",
+                groups={"cohort": "weaker" if weaker[annotators[i]] else "stronger"},
+            )
+        )
         utility_diff[i] = float(utility[choice, i] - utility[1 - choice, i])
-    family = config.strength_family if config.strength_cv > 0 else "point"
-    truth = StrengthTruth(family=family, mean=config.strength_mean, cv=config.strength_cv,
-                          utility_diff=utility_diff)
+    truth = StrengthTruth(
+        family=config.strength_family, mean=config.strength_mean, cv=config.strength_cv, utility_diff=utility_diff
+    )
     same = sum(row.responses[0] == row.responses[1] for row in rows)
-    report = {"source": "simulated annotators", "rows_read": num_rows, "rows_used": num_rows,
-              "identical_responses": same, "annotators": config.num_annotators}
+    report = {
+        "source": "simulated annotators",
+        "rows_read": num_rows,
+        "rows_used": num_rows,
+        "identical_responses": same,
+        "annotators": config.num_annotators,
+    }
     return PreferenceData(comparisons=tuple(rows), report=report, truth=truth)
 
 
@@ -100,13 +148,13 @@ def _strengths(config: SimulatedData, generator: torch.Generator) -> torch.Tenso
 
     order = torch.randperm(config.num_annotators, generator=generator)
     levels = (order.double() + 0.5) / config.num_annotators
-    if config.strength_cv == 0:
-        return torch.full_like(levels, config.strength_mean)
-    truth = StrengthTruth(family=config.strength_family, mean=config.strength_mean, cv=config.strength_cv,
-                          utility_diff={})
-    p = truth.parameters
-    if truth.family == "gamma":
-        quantiles = stats.gamma.ppf(levels.numpy(), p["concentration"], scale=1 / p["rate"])
-    else:
-        quantiles = stats.lognorm.ppf(levels.numpy(), p["scale"], scale=math.exp(p["loc"]))
+    mixing = LearnableMixing.from_mean_cv(config.strength_family, config.strength_mean, config.strength_cv)
+    p = mixing.summary()["parameters"]
+    match mixing.family:
+        case "lognormal":
+            quantiles = stats.lognorm.ppf(levels.numpy(), p["scale"], scale=math.exp(p["loc"]))
+        case "gamma":
+            quantiles = stats.gamma.ppf(levels.numpy(), p["concentration"], scale=1 / p["rate"])
+        case _:
+            return torch.full_like(levels, config.strength_mean)
     return torch.from_numpy(quantiles)
