@@ -285,7 +285,7 @@ class MixedPlackettLuce(_ChoiceSet):
         order = torch.argsort(torch.where(offered, rank, j + 1), dim=-1, stable=True)
         utilities = torch.gather(utilities, -1, order)
         offered = torch.gather(offered, -1, order)
-        utilities = utilities - utilities[..., :1]
+        utilities = utilities - utilities[..., :1].detach()
         k = min(index.shape[-1], j - 1)
         counted = ranked[..., :k]
 

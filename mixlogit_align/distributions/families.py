@@ -222,6 +222,13 @@ class Triangular(TorchDistribution):
         return (self.high - self.low) ** 2 / 24.0
 
 
+def standardised_ends(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(low - loc) / scale and (high - loc) / scale; an infinite ``high`` stays so, without NaN in its derivatives."""
+    unbounded = torch.isinf(high)
+    omega = (torch.where(unbounded, low, high) - loc) / scale
+    return (low - loc) / scale, torch.where(unbounded, math.inf, omega)
+
+
 class TruncatedNormal(TorchDistribution):
     """Normal(loc, scale) conditioned on [low, high].
 
@@ -264,7 +271,7 @@ class TruncatedNormal(TorchDistribution):
         return new
 
     def _ends(self) -> tuple[Tensor, Tensor]:
-        return (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        return standardised_ends(self.loc, self.scale, self.low, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

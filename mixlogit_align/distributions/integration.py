@@ -31,6 +31,7 @@ from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
 from mixlogit_align.numerics import draws, quadrature, special
 from mixlogit_align.numerics.special import lead
 
+_MARGIN = 4.0  # e-folds beyond which a tail is simple to float64 accuracy
 _CERTAIN = -0.05  # log P above which P is computed from its complement
 _REDRAWS = 8
 
@@ -156,7 +157,7 @@ class Quadrature(Integration):
     ----------
     num_nodes : int, optional
         Nodes an interval of smoothness (two for strengths of both signs). By default 48 for one comparison under a
-        LogNormal, else 128. Error falls geometrically with it; ``integration_error`` compares with twice as many.
+        LogNormal, else 192. Error falls geometrically with it; ``integration_error`` compares with twice as many.
     """
 
     num_nodes: int | None = None
@@ -175,7 +176,7 @@ class Quadrature(Integration):
 
     _FAST_NODES = 48
     _FAST_DROP = 34.0
-    _NODES = 128
+    _NODES = 192
     _DROP = 38.0
 
     def log_expectation(self, conditional: Conditional, family: Family, rows: Tensor) -> Tensor:
@@ -247,44 +248,48 @@ class Quadrature(Integration):
     def _piece(
         self, conditional: Conditional, family: Family, near: Tensor, far: Tensor, shape: torch.Size
     ) -> tuple[Tensor, Tensor]:
-        """Nodes on one interval of smoothness, on the axis x = log(strength - near), or its logit if bounded."""
+        """Nodes on one interval of smoothness, on an axis that is logarithmic near its end closer to 0."""
         sign = torch.where(far < near, -1.0, 1.0).to(torch.float64)
-        unbounded = torch.isinf(far)
-        width = torch.where(unbounded, 1.0, (torch.where(unbounded, near, far) - near) * sign)
-        empty = ~unbounded & (width <= 0)
-        width = torch.where(empty, torch.ones_like(width), width)
+        bounded = torch.where(torch.isinf(far), near, far)
+        width = torch.where(torch.isinf(far), math.inf, (bounded - near) * sign)
+        empty = width <= 0
+        axis = quadrature.Axis(torch.where(empty, 1.0, width), family.spread())
 
         def strength_at(x: Tensor) -> tuple[Tensor, Tensor]:
-            strength = near + sign * torch.where(unbounded, torch.exp(x), width * torch.sigmoid(x))
-            from_zero = unbounded & (near == 0)
+            strength = near + sign * axis.distance(x)
+            if axis.unit is not None:
+                return strength, torch.log(strength.abs())
+            from_zero = axis.unbounded & (near == 0)
             return strength, torch.where(from_zero, x, torch.log(torch.where(from_zero, 1.0, strength.abs())))
 
         def log_slope(x: Tensor) -> Tensor:
-            bounded = torch.log(width) + logsigmoid(x) + logsigmoid(-x)
-            return torch.where(empty, -math.inf, torch.where(unbounded, x, bounded))
+            return torch.where(empty, -math.inf, axis.log_slope(x))
 
         def log_target(x: Tensor) -> Tensor:
             strength, log_strength = strength_at(x)
             return family.log_density(strength, log_strength) + log_slope(x) + conditional.loglik(strength)
 
         with torch.no_grad():
-            distance = ((family.center() - near) * sign).abs()
-            fraction = (distance / width).clamp(1e-300, 1.0 - 1e-12)
-            center = torch.where(
-                unbounded, torch.log(distance.clamp_min(1e-300)), torch.log(fraction) - torch.log1p(-fraction)
-            )
+            center = axis.coordinate(((family.center() - near) * sign).abs()).expand(shape)
             left, right = quadrature.find_window(
-                log_target, lambda x: 2.0 * strength_at(x)[1], center.expand(shape), -1e6, 700.0, self._DROP
+                log_target,
+                lambda x: 2.0 * strength_at(x)[1],
+                center,
+                -1e6,
+                700.0 if axis.unit is None else 1e9,
+                self._DROP,
             )
             # the likelihood has poles from pi / (widest gap) on, and is flat beyond 40 / (narrowest gap)
-            first = torch.log(math.pi / conditional.widest.clamp_min(1e-300)) - 4.0
-            last = torch.log(40.0 / conditional.narrowest.clamp_min(1e-300)) + 3.0
-            bend_left, bend_right = (
-                torch.as_tensor(b, dtype=torch.float64, device=width.device) for b in family.bends()
-            )
-            left_at = torch.minimum(first, bend_left) - torch.log(width)
-            right_at = torch.where(unbounded, torch.maximum(last, bend_right), 4.0)
-            left_at = torch.where(unbounded, left_at, left_at.clamp_max(-4.0))
+            first = torch.log(math.pi / conditional.widest.clamp_min(1e-300)) - _MARGIN
+            last = torch.log(40.0 / conditional.narrowest.clamp_min(1e-300)) + _MARGIN
+            bend_left, bend_right = family.bends()
+            left_at = torch.minimum(first, bend_left) - axis.origin
+            # near the far end of an interval the axis is logarithmic again
+            right_at = torch.where(axis.unbounded, torch.maximum(last, bend_right), axis.far_end + _MARGIN)
+            if axis.unit is not None:
+                right_at = torch.where(axis.unbounded, math.inf, right_at)
+            else:
+                left_at = torch.where(axis.unbounded, left_at, left_at.clamp_max(-_MARGIN))
             x, log_step = quadrature.stretched_trapezoid(
                 left, right, left_at, right_at, 8.0, self.num_nodes or self._NODES
             )

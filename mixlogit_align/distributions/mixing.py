@@ -28,6 +28,7 @@ from mixlogit_align.distributions.families import (
     InverseGaussian,
     Triangular,
     TruncatedNormal,
+    standardised_ends,
 )
 from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
 from mixlogit_align.numerics import draws, special
@@ -77,12 +78,17 @@ class Family:
         """Return a typical strength, where a search for the mass starts."""
         raise NotImplementedError
 
-    def bends(self) -> tuple[Tensor | float, Tensor | float]:
+    def spread(self) -> Tensor | None:
+        """Distance over which the density varies everywhere, as a normal's scale; None where it varies by ratios."""
+        return None
+
+    def bends(self) -> tuple[Tensor, Tensor]:
         """Where log |strength - near| leaves its simple tails: the density is a power of the strength outside.
 
         A quadrature rule may lengthen its steps to the left of the first and to the right of the second.
         """
-        return math.inf, -math.inf
+        center = self.center()
+        return torch.full_like(center, math.inf), torch.full_like(center, -math.inf)
 
     def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
         """Log density with respect to strength; ``log_strength`` is log |strength|, exact where exp underflows."""
@@ -164,6 +170,9 @@ class _Normal(Family):
 
     def center(self) -> Tensor:
         return self.loc
+
+    def spread(self) -> Tensor:
+        return 1.5 * self.scale
 
     def bends(self) -> tuple[Tensor, Tensor]:
         return _normal_bends(self.loc.abs(), self.scale)
@@ -375,7 +384,7 @@ class _TruncatedNormal(_Interval):
 
     def log_laplace(self, s: Tensor) -> Tensor:
         # -s loc + (s scale)^2 / 2 cancels against the shifted tail's c^2 / 2 where c is the lower end: done by hand
-        alpha, omega = (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
+        alpha, omega = standardised_ends(self.loc, self.scale, self.low, self.high)
         shift = s * self.scale
         _, rest = special.log_normal_interval(alpha + shift, omega + shift)
         near0, rest0 = special.log_normal_interval(alpha, omega)
@@ -389,14 +398,15 @@ class _TruncatedNormal(_Interval):
     def center(self) -> Tensor:
         return torch.minimum(torch.maximum(self.loc, self.low), self.high)
 
+    def spread(self) -> Tensor:
+        return 1.5 * self.scale
+
     def bends(self) -> tuple[Tensor, Tensor]:
         return _normal_bends((self.loc - self.low).abs(), self.scale)
 
     def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
         z = (strength - self.loc) / self.scale
-        near, rest = special.log_normal_interval(
-            (self.low - self.loc) / self.scale, (self.high - self.loc) / self.scale
-        )
+        near, rest = special.log_normal_interval(*standardised_ends(self.loc, self.scale, self.low, self.high))
         return -0.5 * (z - near) * (z + near) - rest - torch.log(self.scale) - _HALF_LOG_TWO_PI
 
     def from_base(self, z: Tensor) -> Tensor:
@@ -416,6 +426,9 @@ class _Smooth(Family):
 
     def center(self) -> Tensor:
         return self.loc
+
+    def spread(self) -> Tensor:
+        return 1.5 * self.scale
 
     def bends(self) -> tuple[Tensor, Tensor]:
         return _normal_bends(self.loc.abs(), self.scale)

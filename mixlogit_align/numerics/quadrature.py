@@ -16,7 +16,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
+
+from mixlogit_align.numerics.special import log1mexp
 
 _ZOOMS = 3
 _ZOOM_POINTS = 17
@@ -143,6 +145,59 @@ def stretched_trapezoid(
     w = start + (stop - start) * fractions.reshape((n,) + (1,) * left.dim())
     slope = 1.0 + (left_rate - 1.0) * torch.sigmoid(left_at - w) + (right_rate - 1.0) * torch.sigmoid(w - right_at)
     return stretched(w, *maps), torch.log(slope * ((stop - start) / (n - 1)))
+
+
+class Axis:
+    """Coordinate x in R of a distance in (0, width): logarithmic near 0 and, where bounded, near the far end.
+
+    Three shapes, by row: exp(x) on a half-line; width * sigma(x) on an interval; and, with a ``unit`` of distance over
+    which the integrand varies, unit * (softplus(x) - softplus(x - width / unit)), linear between the two ends.
+
+    Parameters
+    ----------
+    width : Tensor
+        (*batch), > 0, may be infinite.
+    unit : Tensor, optional
+        (*batch), > 0.
+    """
+
+    def __init__(self, width: Tensor, unit: Tensor | None) -> None:
+        self.unbounded = torch.isinf(width)
+        self.width = torch.where(self.unbounded, torch.ones_like(width), width)
+        self.unit = unit
+        if unit is None:
+            self.origin = torch.log(self.width)
+            self.far_end = torch.where(self.unbounded, math.inf, torch.zeros_like(width))
+        else:
+            self.unit = torch.where(self.unbounded, unit, torch.minimum(unit, self.width))
+            self.origin = torch.log(self.unit)
+            self.far_end = torch.where(self.unbounded, math.inf, self.width / self.unit)
+
+    def distance(self, x: Tensor) -> Tensor:
+        """Distance at x."""
+        if self.unit is None:
+            return torch.where(self.unbounded, torch.exp(x), self.width * torch.sigmoid(x))
+        beyond = softplus(x - torch.where(self.unbounded, 0.0, self.far_end), threshold=50.0)
+        return self.unit * (softplus(x, threshold=50.0) - torch.where(self.unbounded, 0.0, beyond))
+
+    def log_slope(self, x: Tensor) -> Tensor:
+        """Log of the derivative of ``distance``."""
+        if self.unit is None:
+            return torch.where(self.unbounded, x, self.origin + logsigmoid(x) + logsigmoid(-x))
+        end = torch.where(self.unbounded, 1.0, self.far_end)
+        bounded = logsigmoid(end - x) + torch.log(-torch.expm1(-end))
+        return self.origin + logsigmoid(x) + torch.where(self.unbounded, 0.0, bounded)
+
+    def coordinate(self, distance: Tensor) -> Tensor:
+        """Return x of a distance, kept inside the axis: a point to start a search from."""
+        if self.unit is None:
+            fraction = (distance / self.width).clamp(1e-300, 1.0 - 1e-12)
+            return torch.where(
+                self.unbounded, torch.log(distance.clamp_min(1e-300)), torch.log(fraction) - torch.log1p(-fraction)
+            )
+        y = torch.minimum((distance / self.unit).clamp_min(1e-300), self.far_end * (1.0 - 1e-12))
+        gap = torch.where(self.unbounded, -1.0, y - self.far_end)
+        return y + log1mexp(-y) - torch.where(self.unbounded, 0.0, log1mexp(gap))
 
 
 def lognormal_nodes(log_a: Tensor, scale: Tensor, n: int, drop: float) -> tuple[Tensor, Tensor]:
