@@ -383,17 +383,19 @@ class _TruncatedNormal(_Interval):
         self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
 
     def log_laplace(self, s: Tensor) -> Tensor:
-        # -s loc + (s scale)^2 / 2 cancels against the shifted tail's c^2 / 2 where c is the lower end: done by hand
+        # -s loc + (s scale)^2 / 2 cancels against half the square of the shifted end c: done by hand
         alpha, omega = standardised_ends(self.loc, self.scale, self.low, self.high)
         shift = s * self.scale
         _, rest = special.log_normal_interval(alpha + shift, omega + shift)
-        near0, rest0 = special.log_normal_interval(alpha, omega)
-        lower = (alpha + omega + 2.0 * shift > 0) | torch.isinf(omega)
-        by_low = -s * self.low - 0.5 * (alpha - near0) * (alpha + near0)
-        omega = torch.where(torch.isinf(omega), torch.zeros_like(omega), omega)
-        high = torch.where(torch.isinf(self.high), torch.zeros_like(self.high), self.high)
-        by_high = -s * high - 0.5 * (omega - near0) * (omega + near0)
-        return torch.where(lower, by_low, by_high) + rest - rest0
+        c, rest0 = special.log_normal_interval(alpha, omega)
+        unbounded = torch.isinf(omega)
+        omega = torch.where(unbounded, alpha, omega)
+        high = torch.where(unbounded, self.low, self.high)
+        by_low = -s * self.low - 0.5 * (alpha - c) * (alpha + c)
+        by_high = -s * high - 0.5 * (omega - c) * (omega + c)
+        around = -s * self.loc + 0.5 * (shift * shift + c * c)
+        shifted = torch.where(alpha + shift > 0, by_low, torch.where((omega + shift < 0) & ~unbounded, by_high, around))
+        return shifted + rest - rest0
 
     def center(self) -> Tensor:
         return torch.minimum(torch.maximum(self.loc, self.low), self.high)

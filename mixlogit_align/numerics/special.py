@@ -167,17 +167,24 @@ def log_mills(x: Tensor) -> Tensor:
 
 
 def log_normal_interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Split log(Phi(high) - Phi(low)) = -c^2 / 2 + r into (c, r), so that callers can cancel c^2 by hand.
+    """Split log(Phi(high) - Phi(low)) = r - c^2 / 2 into (c, r), so that callers can cancel c^2 by hand.
 
-    c is the end of the interval nearer to 0 in the tail: ``low`` where low + high > 0, else ``-high`` mirrored; with
-    r = log M(c) - log sqrt(2 pi) + log(1 - exp(d)), M the Mills ratio, d <= 0 the log-ratio of the two tails.
-    ``high`` may be +inf.
+    An interval around 0 has c = 0 and r the log of a sum of error functions. In a tail c is the end nearer to 0 (0 < low:
+    c = low; high < 0: c = high) and r = log(M(|c|) / sqrt(2 pi)) + log(1 - exp(d)), M the Mills ratio, d <= 0 the
+    log-ratio of the tails beyond the two ends. ``high`` may be +inf.
     """
-    upper = (low + high > 0) | torch.isinf(high)
-    near = torch.where(upper, low, -high)
-    far = torch.where(upper, high, -low)
-    unbounded = torch.isinf(far)
-    end = torch.where(unbounded, near + 1.0, far)
-    d = log_mills(end) - log_mills(near) - 0.5 * (end + near) * (end - near)
-    tail = torch.where(unbounded, torch.zeros_like(d), log1mexp(torch.where(unbounded, -1.0, d)))
-    return near, log_mills(near) - _HALF_LOG_TWO_PI + tail
+    around = (low <= 0) & (high >= 0)
+    upper = low > 0
+    unbounded = torch.isinf(high)
+    finite = torch.where(unbounded, low + 1.0, high)
+    near = torch.where(upper, low, -finite)
+    far = torch.where(upper, finite, -low)
+    safe_near, safe_far = torch.where(around, 1.0, near), torch.where(around, 2.0, far)
+    log_near = log_mills(safe_near)
+    d = log_mills(safe_far) - log_near - 0.5 * (safe_far + safe_near) * (safe_far - safe_near)
+    tail = log_near - _HALF_LOG_TWO_PI + torch.where(unbounded, 0.0, log1mexp(torch.where(unbounded, -1.0, d)))
+    root_half = math.sqrt(0.5)
+    right = torch.where(unbounded, 1.0, torch.erf(torch.where(around, finite, 1.0) * root_half))
+    mass = 0.5 * (right + torch.erf(torch.where(around, -low, 1.0) * root_half))
+    c = torch.where(around, 0.0, torch.where(upper, low, finite))
+    return c, torch.where(around, torch.log(mass), tail)
