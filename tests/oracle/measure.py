@@ -41,6 +41,14 @@ class Bar:
     floor: float = 1e-300
 
 
+# What a sum in float64 leaves of a small relative error; strict errors, without regard to this, are kept beside.
+# A gradient below this part of the absolute sum of its contributions is near a sign change: the error is relative
+# to that part.
+CANCELLED = 1e-2
+# A gradient by one of several inputs below this part of the row's largest comes from strengths whose posterior weight
+# is of that size, which a rule that cuts its tails at float64 accuracy does not visit: likewise.
+NEGLIGIBLE = 1e-12
+
 LAPLACE, SEVERAL, QUADRATURE = Bar(1e-12, 1e-11), Bar(1e-9, 1e-7), Bar(1e-9, 1e-8)
 BARS = {
     "gamma": Bar(1e-12, 1e-12),
@@ -50,11 +58,7 @@ BARS = {
     **dict.fromkeys(("uniform_signed", "triangular_signed", "truncated_normal_signed"), QUADRATURE),
     **dict.fromkeys(("exponential", "inverse_gaussian", "half_normal"), LAPLACE),
     **dict.fromkeys(("truncated_normal", "uniform", "triangular"), LAPLACE),
-    **{
-        f"{kind}_{f}": SEVERAL
-        for kind in ("panel", "choice_set", "ranking")
-        for f in ("lognormal", "gamma", "normal")
-    },
+    **{f"{kind}_{f}": SEVERAL for kind in ("panel", "choice_set", "ranking") for f in ("lognormal", "gamma", "normal")},
 }
 
 
@@ -108,14 +112,45 @@ def evaluate(
     return out
 
 
-def error(got: np.ndarray, expected: np.ndarray, floor: float) -> np.ndarray:
-    """Relative where |expected| > floor, absolute elsewhere; NaN counts as infinite."""
-    size = np.abs(expected)
-    return np.nan_to_num(np.abs(got - expected) / np.where(size > floor, size, 1.0), nan=np.inf)
+def error(got: np.ndarray, expected: np.ndarray, floor: float, least: np.ndarray | float = 0.0) -> np.ndarray:
+    """Relative where the reference exceeds `floor` in size, absolute below; NaN counts as infinite.
+
+    The error is relative to `least` where the reference is smaller than that.
+    """
+    size = np.maximum(np.abs(expected), least)
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(got - expected) / np.where(size > floor, size, 1.0)
+    return np.nan_to_num(distance, nan=np.inf)
 
 
-def errors(values: Values, tables: dict[str, np.ndarray], floor: float) -> dict[str, np.ndarray]:
-    """Per quantity: log_prob (N,), by_params (N, parameters), by_inputs (entries,)."""
-    return {
-        key: error(getattr(values, key), tables[key], floor) for key in ("log_prob", "by_params", "by_inputs")
+@dataclass(frozen=True)
+class Errors:
+    """Per quantity, in the layout of `Values`; strict_* are relative to the reference however small."""
+
+    log_prob: np.ndarray
+    by_params: np.ndarray
+    by_inputs: np.ndarray
+    strict_by_params: np.ndarray
+    strict_by_inputs: np.ndarray
+
+
+def errors(values: Values, tables: dict[str, np.ndarray], floor: float) -> Errors:
+    row = np.repeat(np.arange(len(tables["sizes"])), tables["sizes"])
+    largest = np.zeros(len(tables["sizes"]))
+    np.maximum.at(largest, row, np.abs(tables["by_inputs"]))
+    least = {
+        "log_prob": 0.0,
+        "by_params": CANCELLED * tables["condition_params"],
+        "by_inputs": np.maximum(CANCELLED * tables["condition_inputs"], NEGLIGIBLE * largest[row]),
     }
+
+    def of(key: str, strict: bool) -> np.ndarray:
+        return error(getattr(values, key), tables[key], floor, 0.0 if strict else least[key])
+
+    return Errors(
+        of("log_prob", False),
+        of("by_params", False),
+        of("by_inputs", False),
+        of("by_params", True),
+        of("by_inputs", True),
+    )

@@ -39,6 +39,7 @@ INF = math.inf
 
 class Family:
     names: tuple[str, ...]
+    ordered: tuple[str, ...] = ()  # of the parameters done by score: those in which strength only grows, or shrinks
 
     def __init__(self, *values: Number) -> None:
         self.values = tuple(mpf(v) for v in values)
@@ -49,6 +50,10 @@ class Family:
 
     def breakpoints(self) -> list[Number]:
         return [mpf(0), INF]
+
+    def edges(self) -> dict[int, tuple[Number, mpf]]:
+        """Parameters that cut the support: index -> (b, +-p(b)), d E h = +-p(b) (h(b) - E h)."""
+        return {}
 
 
 class Gamma(Family):
@@ -143,6 +148,7 @@ def normal_mass(a: Number, b: Number) -> mpf:
 
 class TruncatedNormal(Family):
     names = ("loc", "scale", "low", "high")
+    ordered = ("loc", "low", "high")
 
     def prepare(self, loc, scale, low, high):
         self.loc, self.scale, self.low = loc, scale, low
@@ -170,15 +176,11 @@ class TruncatedNormal(Family):
         z_low, z_high = self.standard(mpf(0))
         p_low, p_high = self.at_low, self.at_high
         by_loc = z / self.scale - (p_low - p_high)
-        ends = p_low * z_low - (0 if z_high == INF else p_high * z_high)
-        by_scale = (z**2 - 1) / self.scale - ends
-        if self.high == INF:  # shift the half-line
-            return [(by_loc, 0), (by_scale, 0), (-z / self.scale + p_low, 1), (0, 0)]
-        width = self.high - self.low  # stretch the interval
-        up, down = (x - self.low) / width, (self.high - x) / width
-        by_low = -z / self.scale * down - 1 / width + p_low
-        by_high = -z / self.scale * up + 1 / width - p_high
-        return [(by_loc, 0), (by_scale, 0), (by_low, down), (by_high, up)]
+        by_scale = (z**2 - 1) / self.scale - p_low * z_low + (0 if z_high == INF else p_high * z_high)
+        return [(by_loc, 0), (by_scale, 0), (0, 0), (0, 0)]
+
+    def edges(self):
+        return {2: (self.low, -self.at_low), 3: (self.high, self.at_high)}
 
     def laplace(self, t):
         s = self.scale
@@ -279,6 +281,7 @@ class GeneralizedGamma(Family):
     """beta = scale * G^(1/power), G ~ Gamma(concentration, 1)."""
 
     names = ("concentration", "scale", "power")
+    ordered = ("concentration",)
 
     def prepare(self, a, scale, c):
         self.a, self.scale, self.c = a, scale, c
@@ -299,6 +302,7 @@ class GeneralizedGamma(Family):
 
 class Weibull(GeneralizedGamma):
     names = ("scale", "concentration")
+    ordered = ()
 
     def prepare(self, scale, c):
         super().prepare(mpf(1), scale, c)
@@ -386,15 +390,16 @@ def ranking(utilities: Sequence[Number], order: Sequence[int]) -> Kernel:
 class Reference:
     """log P, its gradients by the mixing's parameters and by the inputs.
 
-    condition_* is, where known, the gradient with every strength's contribution taken in absolute value: what
-    a sum over strengths adds up. It says how much of a relative error is the point's own (a nearby zero).
+    condition_* is the gradient with every contribution taken in absolute value (of a term of the alternating sum
+    of 22 terms, or of a strength): what any sum has to add up. Where it exceeds the gradient by far, contributions
+    cancel, and a small relative error of the gradient cannot be had.
     """
 
     log_prob: mpf
     by_params: tuple[mpf, ...]
     by_inputs: tuple[mpf, ...]
-    condition_params: tuple[mpf, ...] = ()
-    condition_inputs: tuple[mpf, ...] = ()
+    condition_params: tuple[mpf, ...]
+    condition_inputs: tuple[mpf, ...]
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -425,18 +430,23 @@ def alternating(
         side = 1 if delta >= 0 else -1
         if s == 0:
             zero = (mpf(0),) * len(params)
-            return Reference(-mp.log(2), zero, ((2 * y - 1) * mixing.mean / 2,))
-        total, by_s, by_params = mpf(0), mpf(0), [mpf(0)] * len(params)
+            return Reference(-mp.log(2), zero, ((2 * y - 1) * mixing.mean / 2,), zero, (mixing.mean / 2,))
+        total, sums, scale = mpf(0), [mpf(0)] * (1 + len(params)), [mpf(0)] * (1 + len(params))
+        in_doubles = [abs(w) for w in alternating_weights(22, 20)]  # as many terms as double precision asks for
         for j, weight in enumerate(alternating_weights(terms, digits + 15), start=1):
             value, slope, slopes = mixing.laplace(j * s)
-            value *= weight
-            total += value
-            by_s += value * slope * j
-            by_params = [old + value * new for old, new in zip(by_params, slopes, strict=True)]
+            total += weight * value
+            contributions = [value * x for x in (*slopes, slope * j)]
+            sums = [old + weight * new for old, new in zip(sums, contributions, strict=True)]
+            if j <= len(in_doubles):
+                size = in_doubles[j - 1]
+                scale = [old + size * abs(new) for old, new in zip(scale, contributions, strict=True)]
         wins = (delta > 0) == bool(y)
         log_prob = mp.log1p(-total) if wins else mp.log(total)
         factor = -1 / (1 - total) if wins else 1 / total
-        return Reference(log_prob, tuple(factor * g for g in by_params), (factor * by_s * side,))
+        *by_params, by_delta = (factor * g for g in sums)
+        *condition, condition_delta = (abs(factor) * g for g in scale)
+        return Reference(log_prob, tuple(by_params), (side * by_delta,), tuple(condition), (condition_delta,))
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -496,9 +506,7 @@ def _first_guess(a: Number, b: Number, center: mpf, gaps: Sequence[mpf], unit: m
     return min(marks) - 1, max(marks) + 1
 
 
-def _window(
-    log_g: Callable[[float], float], low: float, high: float, drop: float
-) -> tuple[float, float, float]:
+def _window(log_g: Callable[[float], float], low: float, high: float, drop: float) -> tuple[float, float, float]:
     """The coordinates between which log g is within `drop` of its maximum, and the maximum.
 
     log g has one mode or a few broad ones: a grid finds the best, golden section sharpens it.
@@ -525,9 +533,7 @@ def _window(
 
     def edge(direction: int) -> float:
         near, far = mode, mode + direction * start
-        outer = [
-            v for v, f in zip(grid, values, strict=True) if f > top - drop and (v - mode) * direction > 0
-        ]
+        outer = [v for v, f in zip(grid, values, strict=True) if f > top - drop and (v - mode) * direction > 0]
         if outer:
             near = outer[-1 if direction > 0 else 0]
             far = near + direction * start
@@ -567,13 +573,16 @@ def integrate(
         factor = -1 / (1 - total) if complement else 1 / total
         count = len(params) + 1
         gradient = tuple(factor * g for g in sums[1:])
-        condition = tuple(abs(factor) * g for g in scale[1:])
+        condition = [abs(factor) * g for g in scale[1:]]
+        if len(kernel.items) == 1:  # the kernel is monotone: the gradient has one sign, nothing need cancel
+            for i, name in enumerate(family.names):
+                condition[i] = abs(gradient[i]) if name in family.ordered else condition[i]
         return Reference(
             log_prob,
             gradient[: count - 1],
             gradient[count - 1 :],
-            condition[: count - 1],
-            condition[count - 1 :],
+            tuple(condition[: count - 1]),
+            tuple(condition[count - 1 :]),
         )
 
 
@@ -620,6 +629,9 @@ def _integrate(family, params, kernel, complement, stable, drop, watch=None):
                     scales[p][j] += abs(term)
             total = [t + steps[p] * x for t, x in zip(total, sums[p], strict=True)]
             scale = [t + steps[p] * x for t, x in zip(scale, scales[p], strict=True)]
+        for i, (end, density) in mixing.edges().items():
+            total[1 + i] = density * (kernel(end, complement)[0] - total[0]) if density else mpf(0)
+            scale[1 + i] = abs(total[1 + i])
         floor = mpf(10) ** -310 * scale[0]  # below any double once divided by E h
         if previous and all(
             abs(x - y) <= stable * z + floor for x, y, z in zip(total[:watch], previous, scale, strict=False)
@@ -642,7 +654,7 @@ def by_quad(family: type[Family], params: Sequence[Number], kernel: Kernel, digi
             mixing, shifted = family(*values), Kernel(tuple(items), kernel.stages)
             points = set(mixing.breakpoints())
             around = [float(mixing.center), *(float(1 / gap) for gap in kernel.gaps)]
-            marks = {abs(x) * 10.0**e for x in around for e in (-4, -2, -1, -0.5, 0, 0.3, 0.6, 1, 1.5, 2, 3)}
+            marks = {abs(x) * 10.0**e for x in around for e in (-2, -1, -0.3, 0.3, 0.7, 1.3)}
             points |= {s * m for m in marks for s in (1, -1) if min(points) < s * m < max(points)}
 
             def integrand(beta):
@@ -664,6 +676,5 @@ def by_quad(family: type[Family], params: Sequence[Number], kernel: Kernel, digi
             return (out[0] - out[1]) / (2 * h * max(1, abs([*values, *items][i])))
 
         gradient = [mpf(0) if mp.isinf(x) else slope(i) for i, x in enumerate([*values, *items])]
-        return Reference(
-            log_prob(values, items), tuple(gradient[: len(values)]), tuple(gradient[len(values) :])
-        )
+        by_params, by_items = tuple(gradient[: len(values)]), tuple(gradient[len(values) :])
+        return Reference(log_prob(values, items), by_params, by_items, (), ())

@@ -19,9 +19,7 @@ from oracle import INF, alternating, binary, by_quad, choice_set, integrate, pan
 
 
 def worst(a: oracle.Reference, b: oracle.Reference) -> float:
-    pairs = zip(
-        (a.log_prob, *a.by_params, *a.by_inputs), (b.log_prob, *b.by_params, *b.by_inputs), strict=True
-    )
+    pairs = zip((a.log_prob, *a.by_params, *a.by_inputs), (b.log_prob, *b.by_params, *b.by_inputs), strict=True)
     return max(float(abs(x - y) / abs(y)) if y else float(abs(x)) for x, y in pairs)
 
 
@@ -92,9 +90,7 @@ def test_uniform_and_triangular_in_logarithms(low, high, delta):
             return -mp.polylog(2, -mp.exp(x)).real
 
         flat = (once(delta * high) - once(delta * low)) / (delta * (high - low))
-        tent = (twice(delta * high) - 2 * twice(delta * middle) + twice(delta * low)) / (
-            delta * (high - low) / 2
-        ) ** 2
+        tent = (twice(delta * high) - 2 * twice(delta * middle) + twice(delta * low)) / (delta * (high - low) / 2) ** 2
         kernel = binary(delta, 1)
         # As above; polylog at 50 digits is far below it.
         assert abs(integrate(oracle.Uniform, (low, high), kernel).log_prob / mp.log(flat) - 1) < 1e-20
