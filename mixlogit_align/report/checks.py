@@ -1,0 +1,76 @@
+"""The verdict: what was asked of recoveries and runs, and whether it came out so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixlogit_align.report.files import Evidence, Recovery, Run
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was asked.
+
+    Parameters
+    ----------
+    passed : bool or None
+        None where an interruption left it open.
+    text : str
+        What came out, with its numbers.
+    """
+
+    passed: bool | None
+    text: str
+
+
+def checks(evidence: Evidence) -> list[Check]:
+    """Judge every recovery, then the runs on each kind of data together."""
+    tuned = [run for run in evidence.runs if run.config.preference is None]
+    return [
+        *(check for recovery in evidence.recoveries for check in _recovered(recovery)),
+        *([_trained("Supervised fine-tuning", "sft", tuned)] if tuned else []),
+        *(_trained(f"Aligned on {world}", "preference", runs) for world, runs in evidence.worlds.items()),
+    ]
+
+
+def _recovered(recovery: Recovery) -> list[Check]:
+    good = sum(row["passed"] for row in recovery.rows)
+    total = len(recovery.rows)
+    complete = recovery.passed or good < total
+    aside = "" if complete else "; interrupted before the rest"
+    against = ", with xlogit beside it" if recovery.beside_xlogit else ""
+    found = [
+        Check(
+            recovery.passed if complete else None,
+            f"Known strengths recovered{against}: {good} of {total} cases, the worst estimate "
+            f"{recovery.largest_z:.1f} standard errors from the truth{aside}.",
+        )
+    ]
+    compared = [row for row in recovery.rows if row["xlogit_estimate"] is not None]
+    if compared:
+        loglik, gradient, fit = (
+            max(row[name] for row in compared) for name in ("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff")
+        )
+        found.append(
+            Check(
+                all(row["passed"] for row in compared),
+                f"Same as xlogit on xlogit's own draws, in {len(compared)} cases: log-likelihood to {loglik:.0e} and "
+                f"gradient to {gradient:.0e} relative, estimates to {fit:.0e}.",
+            )
+        )
+    return found
+
+
+def _trained(what: str, stage: str, runs: Sequence[Run]) -> Check:
+    """Every run finished, with a lower held-out loss than it began with."""
+    outcomes, texts = [], []
+    for run in runs:
+        losses = run.series(stage, "eval", "loss")[1]
+        outcome = {"finished": bool(losses) and losses[-1] < losses[0], "failed": False}.get(run.status)
+        reached = f"{losses[0]:.4f} to {losses[-1]:.4f}" if losses else "not measured"
+        aside = "" if run.status == "finished" else f" ({run.error or run.status})"
+        outcomes.append(outcome)
+        texts.append(f"{run.name} {reached}{aside}")
+    passed = False if False in outcomes else None if None in outcomes else True
+    return Check(passed, f"{what}, held-out loss: {'; '.join(texts)}.")

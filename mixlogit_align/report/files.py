@@ -1,0 +1,225 @@
+"""The files that recoveries and runs leave, read back; those of an interrupted run as far as they go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mixlogit_align.alignment.config import AlignmentConfig, SimulatedData, load_config
+from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.schema import PreferenceData
+from mixlogit_align.errors import InvalidInputError, explain
+
+RECOVERY_FILES = ("first_light.json", "recovery.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Known strengths and what was estimated from choices made under them.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    versions : mapping of str to str
+    machine : str
+    rows : sequence of mapping
+        One a case: ``case``, ``true``, ``estimate``, ``std_error``, ``z`` (by parameter), ``loglik``, ``note``,
+        ``seconds``, ``passed`` and, where xlogit ran, ``xlogit_estimate``, ``loglik_rel_diff``,
+        ``gradient_rel_diff``, ``fit_abs_diff``, ``xlogit_default_start``.
+    passed : bool
+        Whether every case was run and passed.
+    """
+
+    path: Path
+    versions: Mapping[str, str]
+    machine: str
+    rows: Sequence[Mapping[str, Any]]
+    passed: bool
+
+    @property
+    def beside_xlogit(self) -> bool:
+        """Whether any case was compared with xlogit."""
+        return any(row["xlogit_estimate"] is not None for row in self.rows)
+
+    @property
+    def largest_z(self) -> float:
+        """Largest distance from the truth, in standard errors."""
+        return max((abs(z) for row in self.rows for z in row["z"].values()), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One alignment run's folder.
+
+    Parameters
+    ----------
+    path : Path
+    config : AlignmentConfig
+    status : str
+        "finished", "interrupted", "failed" or "running".
+    error : str or None
+        Why it failed.
+    seconds : float
+    metrics : sequence of mapping
+        The lines of ``metrics.jsonl``.
+    strength, truth : mapping or None
+        ``strength.json`` and ``truth.json``.
+    """
+
+    path: Path
+    config: AlignmentConfig
+    status: str
+    error: str | None
+    seconds: float
+    metrics: Sequence[Mapping[str, Any]]
+    strength: Mapping[str, Any] | None
+    truth: Mapping[str, Any] | None
+
+    @property
+    def name(self) -> str:
+        """What the configuration calls the run."""
+        return self.config.name
+
+    def series(self, stage: str, split: str, metric: str) -> tuple[list[float], list[float]]:
+        """Examples seen, and the metric there; empty lists where it was never logged."""
+        rows = [row for row in self.metrics if row["stage"] == stage and row["split"] == split and metric in row]
+        return [row["examples_seen"] for row in rows], [row[metric] for row in rows]
+
+    def final(self, stage: str, metric: str) -> float | None:
+        """The last held-out value."""
+        values = self.series(stage, "eval", metric)[1]
+        return values[-1] if values else None
+
+    @cached_property
+    def log_ratios(self) -> dict[str, list[Any]] | None:
+        """The columns of ``log_ratios.parquet``: held-out pairs."""
+        import pyarrow.parquet
+
+        path = self.path / "log_ratios.parquet"
+        columns: dict[str, list[Any]] | None = None
+        if path.exists():
+            columns = pyarrow.parquet.read_table(path).to_pydict()
+        return columns
+
+    @cached_property
+    def simulated(self) -> PreferenceData | None:
+        """The simulated comparisons and their truth, made again from the configuration."""
+        return load_data(self.config.data) if isinstance(self.config.data, SimulatedData) else None
+
+    @property
+    def data_name(self) -> str:
+        """The data in a few words."""
+        data = self.config.data
+        if isinstance(data, SimulatedData):
+            spread = (
+                f"{data.strength_family}, cv {data.strength_cv:g}" if data.strength_cv else "the same for all (cv 0)"
+            )
+            return f"simulated annotators, strength {spread}"
+        return data.source
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a report is made of: recoveries in the order of proof, and runs."""
+
+    recoveries: Sequence[Recovery]
+    runs: Sequence[Run]
+
+    @property
+    def worlds(self) -> dict[str, list[Run]]:
+        """Runs with a preference stage, by the data they saw."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            if run.config.preference is not None:
+                found.setdefault(run.data_name, []).append(run)
+        return found
+
+
+def read_evidence(paths: Sequence[Path]) -> Evidence:
+    """Read run folders, recovery files, and folders that hold such.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Each a run folder (it has a ``config.yaml``), a ``first_light.json`` or ``recovery.json``, or a folder
+        with these in it or in its ``runs``.
+
+    Returns
+    -------
+    Evidence
+        Runs in the order in which they were begun.
+
+    Raises
+    ------
+    InvalidInputError
+        If a path holds neither, or a file is not what its name says.
+    """
+    recoveries: list[Recovery] = []
+    runs: list[Run] = []
+    for path in paths:
+        files = [path] if path.is_file() else [path / name for name in RECOVERY_FILES if (path / name).is_file()]
+        folders = [file.parent for pattern in ("config.yaml", "*/config.yaml", "runs/*/config.yaml")
+                   for file in path.glob(pattern)]  # fmt: skip
+        if not files and not folders:
+            raise InvalidInputError(
+                explain(
+                    str(path),
+                    got="no config.yaml, first_light.json or recovery.json there",
+                    expected="the folder of a run or of a demonstration",
+                    hint="the `out` of the run's configuration",
+                )
+            )
+        recoveries += [read_recovery(file) for file in files]
+        runs += [read_run(folder) for folder in sorted(folders, key=lambda f: (f / "config.yaml").stat().st_mtime_ns)]
+    return Evidence(recoveries=recoveries, runs=runs)
+
+
+def read_recovery(path: Path) -> Recovery:
+    """Read a recovery file; errors as for `read_evidence`."""
+    content = _read_json(path)
+    try:
+        return Recovery(path=path, **{name: content[name] for name in ("versions", "machine", "rows", "passed")})
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(
+            explain(str(path), got=f"no {error}", expected="a recovery file", hint="running it again")
+        ) from error
+
+
+def read_run(path: Path) -> Run:
+    """Read a run folder, complete or not; errors as for `read_evidence`."""
+    state = _read_json(path / "run.json") if (path / "run.json").exists() else {}
+    optional = {name: _read_json(path / f"{name}.json") if (path / f"{name}.json").exists() else None
+                for name in ("strength", "truth")}  # fmt: skip
+    return Run(
+        path=path,
+        config=load_config(path / "config.yaml"),
+        status=state.get("status", "running"),
+        error=state.get("error"),
+        seconds=state.get("seconds", 0.0),
+        metrics=_read_lines(path / "metrics.jsonl"),
+        **optional,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInputError(explain(str(path), got=str(error), expected="JSON", hint="running it again")) from error
+    if not isinstance(content, dict):
+        raise InvalidInputError(
+            explain(str(path), got=type(content).__name__, expected="a JSON object", hint="running it again")
+        )
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """One JSON object a line. What follows the last line end was cut short when the run was killed."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]

@@ -1,0 +1,155 @@
+"""One self-contained HTML page: the verdict first, then the evidence. It asks nothing of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+from mixlogit_align.alignment.config import dump_config
+from mixlogit_align.report import figures, tables
+from mixlogit_align.report.checks import Check, checks
+from mixlogit_align.report.files import Evidence, Recovery, Run, read_evidence
+
+TITLE = "Mixed logit: recovery and alignment"
+
+
+def write_report(paths: Sequence[Path], out: Path) -> list[Check]:
+    """Read folders and write the page.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        As for `read_evidence`.
+    out : Path
+        The HTML file.
+
+    Returns
+    -------
+    list of Check
+        The verdict that stands at its top.
+
+    Raises
+    ------
+    InvalidInputError
+        As `read_evidence`.
+    """
+    evidence = read_evidence(paths)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(build_page(evidence), encoding="utf-8")
+    return checks(evidence)
+
+
+def build_page(evidence: Evidence) -> str:
+    """Return the page as HTML; a pure function of the evidence."""
+    sections = [
+        _verdict(checks(evidence)),
+        *(_recovery(recovery) for recovery in evidence.recoveries if recovery.rows),
+        *_fine_tuning(evidence.runs),
+        *(_world(world, runs) for world, runs in evidence.worlds.items()),
+        *_weights(evidence),
+        _settings(evidence),
+    ]
+    style = resources.files("mixlogit_align.report").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{TITLE}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _verdict(found: Sequence[Check]) -> str:
+    failed = sum(check.passed is False for check in found)
+    open_ = sum(check.passed is None for check in found)
+    if failed:
+        kind, words = "bad", f"{failed} of {len(found)} checks failed"
+    elif open_ or not found:
+        kind, words = "open", f"Interrupted: {len(found) - open_} of {len(found)} checks passed, the rest is open"
+    else:
+        kind, words = "good", f"All {len(found)} checks passed"
+    items = "".join(f"<li>{tables.mark(check.passed)} <span>{escape(check.text)}</span></li>" for check in found)
+    return (
+        f'<header class="{kind}"><h1>{TITLE}</h1>\n<p class="verdict">{words}.</p>\n<ul class="checks">{items}</ul>\n'
+        "<p>A person of strength b prefers the first of two alternatives with probability σ(b · difference in "
+        "utility), and b varies between people. First the likelihood of this model is held against known "
+        "truths; only then is a language model aligned with the same likelihood.</p></header>"
+    )
+
+
+def _recovery(recovery: Recovery) -> str:
+    what = "beside xlogit" if recovery.beside_xlogit else "by this package alone"
+    failures = sum((row["xlogit_default_start"] or "").startswith("failed") for row in recovery.rows)
+    starts = ""
+    if recovery.beside_xlogit:
+        tried = sum(row["xlogit_default_start"] is not None for row in recovery.rows)
+        starts = (
+            f"<p>From its own default start xlogit failed in {failures} of {tried} cases, as the last column says; for "
+            "the comparison it was given a start that works.</p>"
+        )
+    body = (
+        f"{tables.recovery_table(recovery)}{starts}{_figure(figures.recovery_figure(recovery))}"
+        f"{_details('Notes on every case', tables.recovery_notes(recovery))}"
+    )
+    return _section(f"Known strengths recovered, {what}", body)
+
+
+def _fine_tuning(runs: Sequence[Run]) -> list[str]:
+    tuned = [run for run in runs if run.series("sft", "eval", "loss")[0]]
+    return [_section("Supervised fine-tuning", _figure(figures.sft_figure(tuned)))] if tuned else []
+
+
+def _world(world: str, runs: Sequence[Run]) -> str:
+    drawn = [
+        figures.curves_figure(world, runs),
+        figures.calibration_figure(world, runs),
+        figures.strength_figure(world, runs),
+        figures.trajectory_figure(world, runs),
+    ]
+    body = tables.methods_table(runs) + "".join(_figure(figure) for figure in drawn if figure is not None)
+    return _section(f"Alignment: {escape(world)}", body)
+
+
+def _weights(evidence: Evidence) -> list[str]:
+    runs = next(iter(evidence.worlds.values()), [])
+    figure = figures.weight_figure(runs)
+    return [] if figure is None else [_section("The loss", _figure(figure))]
+
+
+def _settings(evidence: Evidence) -> str:
+    versions = [
+        tables.versions_table(recovery.versions, recovery.machine, f"What {escape(recovery.path.name)} was made with")
+        for recovery in evidence.recoveries
+    ]
+    configs = [
+        _details(
+            f"{escape(run.name)} ({escape(run.data_name)}): config.yaml",
+            f"<pre>{escape(dump_config(run.config))}</pre>",
+        )
+        for run in evidence.runs
+    ]
+    return _section("Settings and versions", "".join([*versions, *configs]))
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>\n{body}\n</section>"
+
+
+def _details(summary: str, body: str) -> str:
+    return f"<details><summary>{summary}</summary>{body}</details>"
+
+
+def _figure(figure: figures.Figure) -> str:
+    keys = "".join(f"<li>{key.svg}<span>{escape(key.label)}</span></li>" for key in figure.keys)
+    legend = f'<ul class="keys">{keys}</ul>' if keys else ""
+    panels = "".join(
+        f'<div class="panel">{f"<h4>{escape(panel.title)}</h4>" if panel.title else ""}{panel.svg}</div>'
+        for panel in figure.panels
+    )
+    return (
+        f'<figure id="{figure.name}" class="panels-{min(len(figure.panels), 3)}">'
+        f'<h3>{escape(figure.title)}</h3>{legend}<div class="panels">{panels}</div><figcaption>{escape(figure.caption)}</figcaption></figure>\n'
+    )

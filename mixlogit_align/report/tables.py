@@ -1,0 +1,137 @@
+"""Tables of a report, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from mixlogit_align.report.files import Recovery, Run
+
+NONE = "–"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """An HTML table.
+
+    Parameters
+    ----------
+    head : sequence of str
+        Column titles; the first column names its row.
+    rows : sequence of sequence of str
+        Cells, HTML already.
+    caption : str
+        What stands below, HTML already. It is no caption element, which would be as wide as the table.
+    """
+    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
+    body = "\n".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    return (
+        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+        f'</table></div><p class="note">{caption}</p>'
+    )
+
+
+def recovery_table(recovery: Recovery) -> str:
+    """Truth, estimate and, where it ran, xlogit beside it; one row a case, one line a parameter."""
+    columns = ["case", "truth", "estimate (s.e.)", "z"]
+    caption = (
+        "Known strengths, estimated from choices simulated under them. z: distance from the truth in standard errors."
+    )
+    rows = []
+    for row in recovery.rows:
+        names = list(row["true"])
+        rows.append([
+            f"{mark(row['passed'])} {escape(row['case'])}",
+            _lines(f"{escape(name.partition('.')[2])} {row['true'][name]:g}" for name in names),
+            _lines(_estimate(row["estimate"].get(name), row["std_error"].get(name)) for name in names),
+            _lines(_number(row["z"].get(name), "+.2f") for name in names),
+        ])  # fmt: skip
+    if recovery.beside_xlogit:
+        columns += ["xlogit", "loglik", "gradient", "fit", "xlogit from its default start"]
+        caption += (
+            " xlogit: its estimate, with the error of its own draws, where ours integrates exactly. On the same draws, "
+            "loglik and gradient: largest relative differences at fixed parameters; fit: largest difference of the "
+            "estimates."
+        )
+        for row, cells in zip(recovery.rows, rows, strict=True):
+            cells += [
+                _lines(_number((row["xlogit_estimate"] or {}).get(name), ".4f") for name in row["true"]),
+                *(_number(row[key], ".0e") for key in ("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff")),
+                _default_start(row["xlogit_default_start"]),
+            ]
+    return table(columns, rows, caption)
+
+
+def recovery_notes(recovery: Recovery) -> str:
+    """What each case added in words."""
+    items = "".join(f"<li><b>{escape(row['case'])}</b>: {escape(row['note'])}</li>" for row in recovery.rows)
+    return f"<ul>{items}</ul>"
+
+
+def methods_table(runs: Sequence[Run]) -> str:
+    """Where every method ended on held-out pairs; beside the truth, where it is known."""
+    columns = ["method", "integration", "loss", "accuracy", "reward margin", "strength mean", "strength cv", "seconds"]
+    rows = [_method_row(run) for run in runs]
+    caption = "Held-out pairs, at the end of training."
+    if truth := next((run.truth for run in runs if run.truth), None):
+        columns += ["excess loss", "correlation"]
+        caption += (
+            " Excess loss: expected nats a comparison beyond what the truth itself would score. Correlation: of mean "
+            "strength times log-ratio difference with the true utility difference."
+        )
+        for run, row in zip(runs, rows, strict=True):
+            held_out = run.truth["held_out"] if run.truth else {}
+            row += [_number(held_out.get("kl"), ".4f"), _number(held_out.get("utility/correlation"), ".3f")]
+        attainable, strength = truth["held_out"], truth["strength"]
+        rows.append(["the truth itself", NONE, _number(attainable["attainable/loss"], ".4f"),
+                     _number(attainable["attainable/accuracy"], ".1%"), NONE, _number(strength["mean"], ".3f"),
+                     _number(strength["cv"], ".2f"), NONE, "0", "1"])  # fmt: skip
+    return table(columns, rows, caption)
+
+
+def _method_row(run: Run) -> list[str]:
+    preference = run.config.preference
+    assert preference is not None
+    shapes = {"loss": ".4f", "accuracy": ".1%", "margin/reward": ".3f", "strength/mean": ".3f"}
+    return [
+        escape(run.name),
+        {"best": "automatic"}.get(preference.integration.rule, preference.integration.rule.replace("_", " ")),
+        *(_number(run.final("preference", metric), shape) for metric, shape in shapes.items()),
+        _number(run.strength["cv"] if run.strength else None, ".2f"),
+        _number(run.seconds, ".0f"),
+    ]
+
+
+def versions_table(versions: Mapping[str, str], machine: str, caption: str) -> str:
+    """Which software on which machine."""
+    rows = [[escape(name), escape(value)] for name, value in {**versions, "machine": machine}.items()]
+    return table(["what", "which"], rows, caption)
+
+
+def mark(passed: bool | None) -> str:
+    """A sign that reads without colour."""
+    kind, sign, word = {True: ("good", "✓", "passed"), False: ("bad", "✗", "failed"), None: ("open", "…", "open")}[
+        passed
+    ]
+    return f'<span class="mark {kind}" role="img" aria-label="{word}">{sign}</span>'
+
+
+def _number(value: float | None, shape: str) -> str:
+    return NONE if value is None else f"{value:{shape}}"
+
+
+def _lines(cells: Iterable[str]) -> str:
+    return "<br>".join(cells)
+
+
+def _estimate(estimate: float | None, error: float | None) -> str:
+    return _number(estimate, ".4f") + ("" if error is None else f" ({error:.4f})")
+
+
+def _default_start(outcome: str | None) -> str:
+    if outcome is None:
+        return NONE
+    words = f'<b class="bad">{escape(outcome)}</b>' if outcome.startswith("failed") else escape(outcome)
+    return f'<div class="words">{words}</div>'
