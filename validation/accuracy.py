@@ -32,15 +32,13 @@ from oracle import Reference
 ROOT = Path(__file__).resolve().parents[1]
 SEED = 20240608  # not the golden files'
 POINTS = {
+    name: 400 if group.method == "alternating" else 150 if group.kind == "binary" else 30
+    for name, group in generate.GROUPS.items()
+} | {
     "gamma": 5000,
     "gamma_float32": 1000,
     "lognormal": 1000,
     **dict.fromkeys(("normal", "weibull", "generalized_gamma"), 400),
-    **dict.fromkeys(
-        ("exponential", "inverse_gaussian", "half_normal", "truncated_normal", "uniform", "triangular"), 400
-    ),
-    **dict.fromkeys(("uniform_signed", "triangular_signed", "truncated_normal_signed"), 150),
-    **dict.fromkeys((name for name in generate.GROUPS if name.startswith(("panel", "choice_set", "ranking"))), 30),
 }
 
 

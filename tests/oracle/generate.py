@@ -19,7 +19,19 @@ from pathlib import Path
 
 import mpmath
 import numpy as np
-from oracle import FAMILIES, Kernel, Reference, alternating, binary, choice_set, integrate, panel, ranking
+from oracle import (
+    FAMILIES,
+    Kernel,
+    Mixture,
+    Reference,
+    alternating,
+    binary,
+    choice_set,
+    integrate,
+    mixed,
+    panel,
+    ranking,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SEED = 20240607
@@ -147,6 +159,24 @@ def truncated_normal_signed_point(rng: Rng) -> Point:
     return single(rng, (loc, scale, low, high if coin(rng) else math.inf), log_uniform(rng, 1e-3, 1e3))
 
 
+def zero_inflated_gamma_point(rng: Rng) -> Point:
+    """gate .01..0.99; the rest as gamma with concentration log .01..1e3."""
+    params, _, _ = gamma_params(rng)
+    return single(rng, (rng.uniform(0.01, 0.99), *params), params[1] * log_uniform(rng, 1e-6, 1e4))
+
+
+def gamma_mixture_point(rng: Rng) -> Point:
+    """weight .01..0.99, concentrations log .01..1e3, rates log .01..100, |delta| / first rate log 1e-6..1e4."""
+    first, second = gamma_params(rng)[0], gamma_params(rng)[0]
+    return single(rng, (rng.uniform(0.01, 0.99), *first, *second), first[1] * log_uniform(rng, 1e-6, 1e4))
+
+
+def gaussian_uniform_mixture_point(rng: Rng) -> Point:
+    """weight .01..0.99, inverse Gaussian and uniform as alone, |delta| that of the uniform."""
+    gaussian, uniform = inverse_gaussian_point(rng), bounded_point(rng)
+    return Point((rng.uniform(0.01, 0.99), *gaussian.params, *uniform.params), uniform.inputs, uniform.choice)
+
+
 # -- several choices, several alternatives -----------------------------------------------------------
 
 
@@ -235,6 +265,11 @@ GROUPS = {
     "truncated_normal": Group("TruncatedNormal", "binary", 100, truncated_normal_point, "alternating"),
     "uniform": Group("Uniform", "binary", 100, bounded_point, "alternating"),
     "triangular": Group("Triangular", "binary", 100, bounded_point, "alternating"),
+    "zero_inflated_gamma": Group("ZeroInflatedGamma", "binary", 60, zero_inflated_gamma_point, "alternating"),
+    "gamma_mixture": Group("GammaMixture", "binary", 60, gamma_mixture_point, "alternating"),
+    "gaussian_uniform_mixture": Group(
+        "GaussianUniformMixture", "binary", 60, gaussian_uniform_mixture_point, "alternating"
+    ),
     "lognormal": Group("LogNormal", "binary", 300, lognormal_point, "integrate"),
     "normal": Group("Normal", "binary", 150, normal_point, "integrate"),
     "weibull": Group("Weibull", "binary", 150, weibull_point, "integrate"),
@@ -280,7 +315,8 @@ def checked(name: str, point: Point) -> tuple[Reference, float]:
     value = reference(group, point)
     if group.method == "integrate":
         return value, 0.0
-    other = integrate(FAMILIES[group.family], point.params, kernel(group.kind, point))
+    family = FAMILIES[group.family]
+    other = (mixed if issubclass(family, Mixture) else integrate)(family, point.params, kernel(group.kind, point))
     pairs = [(value.log_prob, other.log_prob, abs(value.log_prob))]
     pairs += zip(value.by_params, other.by_params, value.condition_params, strict=True)
     pairs += zip(value.by_inputs, other.by_inputs, value.condition_inputs, strict=True)

@@ -32,6 +32,21 @@ MIXING = {
 }
 
 
+def weights(first: torch.Tensor) -> torch.Tensor:
+    return torch.stack([first, 1 - first], -1)
+
+
+MIXING |= {
+    "ZeroInflatedGamma": lambda gate, k, rate: dist.ZeroInflatedDistribution(dist.Gamma(k, rate), gate=gate),
+    "GammaMixture": lambda w, k, rate, k2, rate2: dist.MixtureSameFamily(
+        dist.Categorical(weights(w)), dist.Gamma(torch.stack([k, k2], -1), torch.stack([rate, rate2], -1))
+    ),
+    "GaussianUniformMixture": lambda w, m, c, low, high: ours.FiniteMixture(
+        weights(w), [ours.InverseGaussian(m, c), dist.Uniform(low, high)]
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Bar:
     """Largest error allowed: relative where the reference exceeds `floor` in size, absolute below."""
@@ -58,6 +73,7 @@ BARS = {
     **dict.fromkeys(("uniform_signed", "triangular_signed", "truncated_normal_signed"), QUADRATURE),
     **dict.fromkeys(("exponential", "inverse_gaussian", "half_normal"), LAPLACE),
     **dict.fromkeys(("truncated_normal", "uniform", "triangular"), LAPLACE),
+    **dict.fromkeys(("zero_inflated_gamma", "gamma_mixture", "gaussian_uniform_mixture"), LAPLACE),
     **{f"{kind}_{f}": SEVERAL for kind in ("panel", "choice_set", "ranking") for f in ("lognormal", "gamma", "normal")},
 }
 

@@ -311,10 +311,57 @@ class Weibull(GeneralizedGamma):
         return super().moves(x)[1:]
 
 
+class AtZero(Family):
+    """A point mass: a strength of 0."""
+
+    names = ()
+
+    def prepare(self):
+        self.mean = mpf(0)
+
+    def laplace(self, t):
+        return mpf(1), mpf(0), []
+
+
+class Mixture(Family):
+    """weight * the first part + (1 - weight) * the second. For the alternating sum, and `mixed` beside it."""
+
+    parts: tuple[type[Family], type[Family]]
+
+    def prepare(self, weight, *values):
+        cut = len(self.parts[0].names)
+        self.weights = (weight, 1 - weight)
+        self.components = (self.parts[0](*values[:cut]), self.parts[1](*values[cut:]))
+        self.mean = mp.fdot(self.weights, [part.mean for part in self.components])
+
+    def laplace(self, t):
+        parts = [(w, *part.laplace(t)) for w, part in zip(self.weights, self.components, strict=True)]
+        total = mp.fsum(w * value for w, value, _, _ in parts)
+        by_t = mp.fsum(w * value * slope for w, value, slope, _ in parts) / total
+        by_weight = (parts[0][1] - parts[1][1]) / total
+        return total, by_t, [by_weight, *(w * value * g / total for w, value, _, by in parts for g in by)]
+
+
+class ZeroInflatedGamma(Mixture):
+    names = ("gate", "concentration", "rate")
+    parts = (AtZero, Gamma)
+
+
+class GammaMixture(Mixture):
+    names = ("weight", "concentration", "rate", "concentration_2", "rate_2")
+    parts = (Gamma, Gamma)
+
+
+class GaussianUniformMixture(Mixture):
+    names = ("weight", "mean", "concentration", "low", "high")
+    parts = (InverseGaussian, Uniform)
+
+
 FAMILIES = {
     cls.__name__: cls
     for cls in (
         *(Gamma, Exponential, InverseGaussian, HalfNormal, TruncatedNormal, Uniform, Triangular),
+        *(ZeroInflatedGamma, GammaMixture, GaussianUniformMixture),
         *(Normal, LogNormal, Weibull, GeneralizedGamma),
     )
 }
@@ -441,6 +488,8 @@ def alternating(
             if j <= len(in_doubles):
                 size = in_doubles[j - 1]
                 scale = [old + size * abs(new) for old, new in zip(scale, contributions, strict=True)]
+        if issubclass(family, Mixture):  # by the weight: a difference of two expectations
+            scale[0] = 2 * total + (1 - 2 * mixing.weights[0]) * sums[0]
         wins = (delta > 0) == bool(y)
         log_prob = mp.log1p(-total) if wins else mp.log(total)
         factor = -1 / (1 - total) if wins else 1 / total
@@ -584,6 +633,30 @@ def integrate(
             tuple(condition[: count - 1]),
             tuple(condition[count - 1 :]),
         )
+
+
+def mixed(family: type[Mixture], params: Sequence[Number], kernel: Kernel, digits: int = 40) -> Reference:
+    """A mixture from `integrate` of its parts: a check of its alternating sum. Conditions are not given."""
+    with mp.workdps(digits):
+        mixing = family(*params)
+        parts = [
+            Reference(-mp.log(2), (), (mpf(0),), (), ())
+            if isinstance(part, AtZero)
+            else integrate(type(part), part.values, kernel, digits)
+            for part in mixing.components
+        ]
+        miss = mp.fsum(-w * mp.expm1(part.log_prob) for w, part in zip(mixing.weights, parts, strict=True))
+        chances = [mp.exp(part.log_prob) for part in parts]
+        chance = mp.fdot(mixing.weights, chances)
+        shares = [w * p / chance for w, p in zip(mixing.weights, chances, strict=True)]
+        if chance < 0.5:
+            log_prob, by_weight = mp.log(chance), (chances[0] - chances[1]) / chance
+        else:  # chances near 1 differ by their misses
+            log_prob = mp.log1p(-miss)
+            by_weight = (mp.expm1(parts[0].log_prob) - mp.expm1(parts[1].log_prob)) / chance
+        by_params = [share * g for share, part in zip(shares, parts, strict=True) for g in part.by_params]
+        by_input = mp.fsum(share * part.by_inputs[0] for share, part in zip(shares, parts, strict=True))
+        return Reference(log_prob, (by_weight, *by_params), (by_input,), (), ())
 
 
 def _integrate(family, params, kernel, complement, stable, drop, watch=None):
