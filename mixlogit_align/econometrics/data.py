@@ -253,9 +253,7 @@ class ChoiceData:
         available[situation_code, alternative_code] = offered
         first_row = np.unique(situation_code, return_index=True)[1]
         sizes = available.sum(-1)
-        _reject_situations(
-            frame, first_row, keys, sizes, sizes < 2, "two or more alternatives to choose from"
-        )
+        _reject_situations(frame, first_row, keys, sizes, sizes < 2, "two or more alternatives to choose from")
         taken = np.bincount(situation_code[chosen], minlength=s)
         _reject_situations(frame, first_row, keys, taken, taken != 1, "one chosen alternative")
 

@@ -115,9 +115,7 @@ FAMILIES: dict[str, Family] = {
         positive=True,
         natural=lambda theta: torch.stack([(-2 * theta[1]).exp(), (-2 * theta[1] - theta[0]).exp()]),
         theta=lambda natural: torch.stack([(natural[0] / natural[1]).log(), -natural[0].log() / 2]),
-        mixing=lambda theta: dist.Gamma(
-            (-2 * theta[1]).exp(), (-2 * theta[1] - theta[0]).exp(), validate_args=False
-        ),
+        mixing=lambda theta: dist.Gamma((-2 * theta[1]).exp(), (-2 * theta[1] - theta[0]).exp(), validate_args=False),
         strength=lambda c, d: torch.exp(c) * (1 + d),
         deviate_variance=1.0,
         centre=torch.log,

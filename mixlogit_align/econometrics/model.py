@@ -8,22 +8,17 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from scipy.optimize import brentq
 
-from mixlogit_align.distributions import (
-    ClosedForm,
-    MixedLogit,
-    MixedMultinomialLogit,
-    PanelMixedLogit,
-    Quadrature,
-)
+from mixlogit_align.distributions import ClosedForm, Integration, Quadrature
+from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
 from mixlogit_align.econometrics.data import ChoiceData
-from mixlogit_align.econometrics.families import FAMILIES, Family, Random
+from mixlogit_align.econometrics.families import FAMILIES, Random
+from mixlogit_align.econometrics.likelihood import Chunk, chunks
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult
 from mixlogit_align.errors import (
     ConvergenceError,
@@ -43,6 +38,7 @@ from mixlogit_align.inference import (
     standard_errors,
 )
 
+Mixing = Callable[[torch.Tensor], TorchDistribution]
 CovType = Literal["hessian", "bhhh", "robust"]
 # A gain in log-likelihood over a fixed strength below this is rounding, not evidence of heterogeneity.
 _NO_GAIN = 1e-7
@@ -57,6 +53,10 @@ _LOST = (
     "no spread above 0 was found more likely than 0, yet the log-likelihood rises there (slope {:.1e} in the "
     "squared spread): try a finer integration rule or another start"
 )
+
+
+def _fixed(params: torch.Tensor) -> TorchDistribution:
+    return dist.Delta(params[0])
 
 
 class _Estimates(NamedTuple):
@@ -108,54 +108,30 @@ class MixedLogitModel:
         self.data = data
         ((self.variable, spec),) = random.items()
         self.random = Random.of(spec)
-        self._likelihood, self._choices = self._delegate()
+        self._family = FAMILIES[self.random.family]
+        self._chunks = chunks(data, self.variable, self.random.sign)
 
-    @property
-    def _family(self) -> Family:
-        return FAMILIES[self.random.family]
-
-    def _delegate(self) -> tuple[Callable[[TorchDistribution, Any], TorchDistribution], torch.Tensor]:
-        """The likelihood, given a mixing and a rule, and the choices it is of, a row an individual."""
-        data, sign = self.data, self.random.sign
-        if not data.is_binary:
-            if data.is_panel:
-                raise InvalidInputError(
-                    explain(
-                        "data",
-                        got="a panel with more than two alternatives in a situation",
-                        expected="pairs, or a cross-section",
-                        hint="individual=None, if a fresh strength in each situation is what you mean",
-                    )
-                )
-            utilities, available = sign * data.attribute(self.variable), data.available
-            return partial(MixedMultinomialLogit, utilities, available=available), data.choice
-        difference, second = data.pairs(self.variable)
-        if not data.is_panel:
-            return partial(MixedLogit, sign * difference), second
-        rows, observed = data.by_individual(sign * difference)
-        return partial(PanelMixedLogit, rows, observed=observed), data.by_individual(second)[0]
-
-    def loglik(self, mixing: TorchDistribution, integration: Any = None) -> torch.Tensor:
+    def loglik(self, mixing: TorchDistribution, integration: Integration | None = None) -> torch.Tensor:
         """Log-likelihood of each individual under any mixing distribution.
 
         Parameters
         ----------
         mixing : pyro.distributions.TorchDistribution
-            Of the strength b (before the sign).
+            Of the strength b (before the sign), one for all: batch shape ().
         integration : integration rule, optional
             None: the most accurate one for this mixing.
 
         Returns
         -------
         torch.Tensor, shape (N,)
-            Not multiplied by the data's frequencies.
+            Frequencies not counted.
         """
-        return self._likelihood(mixing, integration).log_prob(self._choices)
+        return torch.cat([chunk.loglik(mixing, integration) for chunk in self._chunks])
 
     def fit(
         self,
         *,
-        integration: Any = None,
+        integration: Integration | None = None,
         cov_type: CovType = "hessian",
         start: Mapping[str, float] | None = None,
     ) -> MixedLogitResult:
@@ -199,49 +175,30 @@ class MixedLogitModel:
                     hint="'hessian'",
                 )
             )
-        family, weights = self._family, self.data.weights
         point = self._fit_fixed()
-        centre = family.centre(point.params[0])
-        slope = self._spread_slope(centre)
-
-        def individual(theta: torch.Tensor) -> torch.Tensor:
-            return self.loglik(family.mixing(theta), integration)
-
-        def total(theta: torch.Tensor) -> torch.Tensor:
-            return weights * individual(theta)
-
-        best = None
-        for theta in self._starts(centre, start):
-            least = float(theta[1]) - _LOG_FAR
-
-            def fallen_back(at: torch.Tensor, loglik: float, least: float = least) -> bool:
-                return slope <= 0.0 and float(at[1]) < least and loglik <= point.loglik
-
-            best = maximize_loglik(total, theta, give_up=fallen_back)
-            # a second start only where the first fell back to no heterogeneity though some must be better
-            if best.loglik > point.loglik + _NO_GAIN or slope <= 0.0:
-                break
-        assert best is not None
+        centre = self._family.centre(point.params[0])
+        slope = spread_slope(self._chunks, self._family, centre)
+        best = self._search(point, slope, self._starts(centre, start), integration)
         at_boundary = best.loglik <= point.loglik + _NO_GAIN
         if at_boundary:
-            estimates = self._at_boundary(point, centre, slope, total, cov_type)
+            estimates = self._at_boundary(point, centre, slope, cov_type, integration)
             loglik, mixing = point.loglik, dist.Delta(point.params[0])
         else:
-            estimates = self._inside(best, individual, cov_type)
-            loglik, mixing = best.loglik, family.mixing(best.params)
+            estimates = self._inside(best, cov_type, integration)
+            loglik, mixing = best.loglik, self._family.mixing(best.params)
         if not estimates.converged:
             warnings.warn(estimates.message, ConvergenceWarning, stacklevel=2)
 
-        natural = [f"{self.variable}.{name}" for name in family.names]
-        moments = [f"{self.variable}.mean", f"{self.variable}.sd"]
+        natural = self._names(self._family.names)
+        moments = self._names(("mean", "sd"))
+        errors, moment_errors = map(standard_errors, (estimates.covariance, estimates.moment_covariance))
         return MixedLogitResult(
             params=dict(zip(natural, estimates.natural.tolist(), strict=True)),
-            std_errors=dict(zip(natural, standard_errors(estimates.covariance).tolist(), strict=True)),
+            std_errors=dict(zip(natural, errors.tolist(), strict=True)),
             covariance=estimates.covariance,
             moments=dict(zip(moments, estimates.moments.tolist(), strict=True)),
-            moment_std_errors=dict(
-                zip(moments, standard_errors(estimates.moment_covariance).tolist(), strict=True)
-            ),
+            moment_std_errors=dict(zip(moments, moment_errors.tolist(), strict=True)),
+            mixing=mixing,
             loglik=loglik,
             converged=estimates.converged,
             gradient_norm=estimates.gradient_norm,
@@ -256,19 +213,30 @@ class MixedLogitModel:
             integration=self._integration_report(mixing, integration),
             cov_type=cov_type,
             specification=f"{self.variable} {self.random}",
-            num_individuals=float(weights.sum()),
+            num_individuals=float(self.data.weights.sum()),
             num_situations=self.data.num_situations,
             iterations=best.iterations,
             evaluations=best.evaluations,
         )
 
-    def _fixed(self, strength: torch.Tensor) -> torch.Tensor:
-        return self.loglik(dist.Delta(strength[0]))
+    def _names(self, suffixes: tuple[str, str]) -> list[str]:
+        return [f"{self.variable}.{suffix}" for suffix in suffixes]
+
+    def _parts(
+        self, mixing: Mixing, integration: Integration | None, *, weighted: bool
+    ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Log-likelihoods of the chunks' individuals as functions of parameters."""
+
+        def part(chunk: Chunk, params: torch.Tensor) -> torch.Tensor:
+            loglik = chunk.loglik(mixing(params), integration)
+            return chunk.weights * loglik if weighted else loglik
+
+        return [partial(part, chunk) for chunk in self._chunks]
 
     def _fit_fixed(self) -> MaximumLikelihood:
         """The logit: one strength for all."""
-        weights = self.data.weights
-        point = maximize_loglik(lambda b: weights * self._fixed(b), torch.zeros(1, dtype=torch.float64))
+        zero = torch.zeros(1, dtype=torch.float64)
+        point = maximize_loglik(self._parts(_fixed, None, weighted=True), zero)
         strength = float(point.params)
         if not point.converged:
             raise ConvergenceError(
@@ -279,7 +247,7 @@ class MixedLogitModel:
                     hint="more data, or another variable",
                 )
             )
-        if self.random.positive and not strength > 0.0:
+        if self._family.positive and not strength > 0.0:
             raise InvalidInputError(
                 explain(
                     f"random[{self.variable!r}]",
@@ -290,50 +258,68 @@ class MixedLogitModel:
             )
         return point
 
-    def _spread_slope(self, centre: torch.Tensor) -> float:
-        """Derivative of the maximised log-likelihood in the squared spread at 0.
-
-        With f_n the likelihood of individual n at one strength, E f_n = f_n + spread^2 Var(z)
-        f_n'' / 2 + ...,
-        so the derivative is Var(z) / 2 * sum_n (l_n'' + l_n'^2), l = log f: the score against neglected
-        heterogeneity of Chesher (1984).
-        """
-        deviation = torch.zeros(self.data.num_individuals, dtype=torch.float64, requires_grad=True)
-        loglik = self.loglik(dist.Delta(self._family.strength(centre, deviation)))
-        (first,) = torch.autograd.grad(loglik.sum(), deviation, create_graph=True)
-        (second,) = torch.autograd.grad(first.sum(), deviation)
-        terms = self.data.weights * (second + first.detach() ** 2)
-        return float(terms.sum()) * self._family.deviate_variance / 2
-
     def _starts(self, centre: torch.Tensor, start: Mapping[str, float] | None) -> list[torch.Tensor]:
-        family = self._family
         given = self.random.start
         if start is not None:
-            names = [f"{self.variable}.{name}" for name in family.names]
+            names = self._names(self._family.names)
             if set(start) != set(names):
                 raise InvalidInputError(
                     explain("start", got=list(start), expected=f"values for {names}", hint="start=None")
                 )
             given = (start[names[0]], start[names[1]])
-        if given is not None:
-            return [family.theta(torch.tensor(given, dtype=torch.float64))]
-        if family.positive:
-            spread = 0.5
-        else:  # half the fixed strength, or where that is nearly 0, a strength that moves utility by 1/2
-            typical = float(self.data.attribute(self.variable)[self.data.available].square().mean().sqrt())
-            spread = 0.5 * max(abs(float(centre)), 1.0 / typical)
-        return [torch.stack([centre, centre.new_tensor(s).log()]) for s in (spread, spread / 10)]
+        if given is None:
+            return [torch.stack([centre, log_spread]) for log_spread in self._log_spreads(centre)]
+        theta = self._family.theta(torch.tensor(given, dtype=torch.float64))
+        if not bool(torch.isfinite(theta).all()):
+            raise InvalidInputError(
+                explain(
+                    "start",
+                    got=list(given),
+                    expected=f"finite {self._family.names}, positive where they must be",
+                    hint="start=None",
+                )
+            )
+        return [theta]
 
-    def _inside(
-        self, best: MaximumLikelihood, individual: Callable[[torch.Tensor], torch.Tensor], cov_type: CovType
-    ) -> _Estimates:
+    def _log_spreads(self, centre: torch.Tensor) -> torch.Tensor:
+        """A moderate spread and a small one."""
+        if self._family.positive:
+            moderate = 0.5
+        else:  # half the fixed strength, or where that is nearly 0, a strength that moves utility by 1/2
+            values = self.data.attribute(self.variable)[self.data.available]
+            moderate = 0.5 * max(abs(float(centre)), 1.0 / float(values.square().mean().sqrt()))
+        return torch.tensor([moderate, moderate / 10], dtype=torch.float64).log()
+
+    def _search(
+        self,
+        point: MaximumLikelihood,
+        slope: float,
+        starts: list[torch.Tensor],
+        integration: Integration | None,
+    ) -> MaximumLikelihood:
+        """The best maximum found from the starts, which may be on its way to no heterogeneity."""
+        parts = self._parts(self._family.mixing, integration, weighted=True)
+        found = []
+        for theta in starts:
+            least = float(theta[1]) - _LOG_FAR
+
+            def fallen_back(at: torch.Tensor, loglik: float, least: float = least) -> bool:
+                return slope <= 0.0 and float(at[1]) < least and loglik <= point.loglik
+
+            found.append(maximize_loglik(parts, theta, give_up=fallen_back))
+            # another start only where this one fell back although some heterogeneity must be better
+            if found[-1].loglik > point.loglik + _NO_GAIN or slope <= 0.0:
+                break
+        return max(found, key=lambda maximum: maximum.loglik)
+
+    def _inside(self, best: MaximumLikelihood, cov_type: CovType, integration: Integration | None) -> _Estimates:
         family = self._family
 
         def moments(theta: torch.Tensor) -> torch.Tensor:
             mixing = family.mixing(theta)
             return torch.stack([self.random.sign * mixing.mean, mixing.stddev])
 
-        covariance = self._covariance(best, individual, cov_type)
+        covariance = self._covariance(best, self._parts(family.mixing, integration, weighted=False), cov_type)
         natural, natural_covariance = delta_method(family.natural, best.params, covariance)
         moment, moment_covariance = delta_method(moments, best.params, covariance)
         known = bool(torch.isfinite(torch.cat([natural_covariance, moment_covariance])).all())
@@ -353,29 +339,36 @@ class MixedLogitModel:
         point: MaximumLikelihood,
         centre: torch.Tensor,
         slope: float,
-        total: Callable[[torch.Tensor], torch.Tensor],
         cov_type: CovType,
+        integration: Integration | None,
     ) -> _Estimates:
         """No heterogeneity: the logit's estimate and spread 0, in the coordinates (centre, spread).
 
         The log-likelihood is even in the spread, so its cross-derivative is 0 there and its second derivative
-        is twice the slope in the squared spread. That may be close to 0, where a standard error from it would
-        say nothing; the fall by 1/2, which one standard error means inside, is looked up instead.
+        is twice the slope in the squared spread.
         """
         family = self._family
+        parts = self._parts(family.mixing, integration, weighted=True)
+
+        @torch.no_grad()
+        def loglik(log_spread: float) -> float:
+            theta = torch.stack([centre, centre.new_tensor(log_spread)])
+            return sum(float(part(theta).sum()) for part in parts)
+
+        variance = self._covariance(point, self._parts(_fixed, None, weighted=False), cov_type)[0, 0]
+        converged = slope < 0.0 and bool(torch.isfinite(variance))
+        start = float(self._log_spreads(centre)[0])
+        spread = noticed_spread(loglik, point.loglik, start) if converged else math.nan
         origin = torch.zeros_like(centre)
         to_centre, to_deviation = torch.autograd.functional.jacobian(family.strength, (centre, origin))
-        variance = self._covariance(point, self._fixed, cov_type)[0, 0]
-        curvature = centre.new_tensor(-2.0 * slope)
-        noticed = self._noticed_spread(point.loglik, centre, total) if slope < 0.0 else float("nan")
-        spread_variance = centre.new_tensor(noticed) ** 2
-        natural = family.natural(torch.stack([centre, centre.new_tensor(float("-inf"))]))
+        spread_variance = centre.new_tensor(spread) ** 2
+        natural = family.natural(torch.stack([centre, centre.new_tensor(-math.inf)]))
         if bool(torch.isfinite(natural).all()):
             covariance = torch.stack([variance / to_centre**2, spread_variance]).diag()
         else:  # concentration and rate go to infinity
-            covariance = torch.full((2,), float("inf"), dtype=torch.float64).diag()
+            covariance = torch.full_like(natural, math.inf).diag()
         sd_variance = spread_variance * to_deviation**2 * family.deviate_variance
-        converged = slope < 0.0 and bool(torch.isfinite(variance))
+        curvature = torch.stack([-point.hessian[0, 0] * to_centre**2, centre.new_tensor(-2.0 * slope)])
         return _Estimates(
             natural=natural,
             covariance=covariance,
@@ -383,53 +376,37 @@ class MixedLogitModel:
             moment_covariance=torch.stack([variance, sd_variance]).diag(),
             converged=converged,
             gradient_norm=point.gradient_norm,
-            eigenvalues=torch.stack([-point.hessian[0, 0] * to_centre**2, curvature]).sort().values,
+            eigenvalues=curvature.sort().values,
             message=_BOUNDARY if converged else _LOST.format(slope),
         )
-
-    def _noticed_spread(
-        self, top: float, centre: torch.Tensor, total: Callable[[torch.Tensor], torch.Tensor]
-    ) -> float:
-        """Spread at which the log-likelihood, the centre held, has fallen by 1/2; infinite if there is none."""
-
-        @torch.no_grad()
-        def fall(log_spread: float) -> float:
-            theta = torch.stack([centre, centre.new_tensor(log_spread)])
-            return top - 0.5 - float(total(theta).sum())
-
-        start = float(self._starts(centre, None)[0][1])
-        bracket = (start - 10.0, start + 5.0)
-        if fall(bracket[0]) > 0.0 or not fall(bracket[1]) > 0.0:
-            return float("inf")
-        return math.exp(brentq(fall, *bracket, xtol=1e-3))
 
     def _covariance(
         self,
         best: MaximumLikelihood,
-        individual: Callable[[torch.Tensor], torch.Tensor],
+        parts: list[Callable[[torch.Tensor], torch.Tensor]],
         cov_type: CovType,
     ) -> torch.Tensor:
         try:
             if cov_type == "hessian":
                 return hessian_covariance(best.hessian)
-            scores = individual_scores(individual, best.params)
+            scores = individual_scores(parts, best.params)
             if cov_type == "bhhh":
                 return bhhh_covariance(scores, self.data.weights)
             return robust_covariance(best.hessian, scores, self.data.weights)
         except ConvergenceError:  # told by the result: not converged, standard errors unknown
-            return torch.full_like(best.hessian, float("nan"))
+            return torch.full_like(best.hessian, math.nan)
 
-    def _integration_report(self, mixing: TorchDistribution, rule: Any) -> IntegrationReport:
+    @torch.no_grad()
+    def _integration_report(self, mixing: TorchDistribution, rule: Integration | None) -> IntegrationReport:
         """The rule by name, and its log-likelihood against quadrature with at least twice the usual nodes."""
         nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
         reference = Quadrature(2 * max(nodes or 0, _USUAL_NODES))
         if rule is None:
             rule = ClosedForm()
             try:
-                self.loglik(mixing, rule)
+                self._chunks[0].loglik(mixing, rule)
             except IntegrationError:
                 rule = Quadrature()
-        weights = self.data.weights
-        with torch.no_grad():
-            error = (weights * (self.loglik(mixing, reference) - self.loglik(mixing, rule))).sum()
-        return IntegrationReport(rule=repr(rule), error=float(error), reference=repr(reference))
+        difference = self.loglik(mixing, reference) - self.loglik(mixing, rule)
+        error = float((self.data.weights * difference).sum())
+        return IntegrationReport(rule=repr(rule), error=error, reference=repr(reference))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions import TorchDistribution
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class MixedLogitResult:
         Of ``params``, in their order.
     moments, moment_std_errors : dict of str to float
         ``"<variable>.mean"`` and ``"<variable>.sd"`` of the coefficient, its sign included.
+    mixing : pyro.distributions.TorchDistribution
+        The fitted distribution of the strength, before the sign; ``Delta`` at the boundary.
     loglik : float
     converged : bool
     gradient_norm : float
@@ -81,6 +84,7 @@ class MixedLogitResult:
     covariance: torch.Tensor
     moments: dict[str, float]
     moment_std_errors: dict[str, float]
+    mixing: TorchDistribution
     loglik: float
     converged: bool
     gradient_norm: float

@@ -108,9 +108,7 @@ def simulate_choices(
         ("num_alternatives", num_alternatives, 2),
     ]:
         if count < least:
-            raise InvalidInputError(
-                explain(name, got=count, expected=f"at least {least}", hint="a larger count")
-            )
+            raise InvalidInputError(explain(name, got=count, expected=f"at least {least}", hint="a larger count"))
     shape = tuple(mixing.shape())
     if shape not in ((), (num_individuals,)):
         raise InvalidInputError(

@@ -73,9 +73,7 @@ def bhhh_covariance(scores: torch.Tensor, weights: torch.Tensor | None = None) -
     return _inverse(_outer(scores, weights), "the outer product of scores")
 
 
-def robust_covariance(
-    hessian: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None = None
-) -> torch.Tensor:
+def robust_covariance(hessian: torch.Tensor, scores: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Sandwich ``(-H)^-1 (sum_n w_n s_n s_n') (-H)^-1`` over individuals (Huber 1967).
 
     No small-sample factor.

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 
 LogLik = Callable[[torch.Tensor], torch.Tensor]
+# One function, or several whose sum is meant: chunks of individuals, differentiated one after the other.
+LogLiks = LogLik | Sequence[LogLik]
 
 
 class Derivatives(NamedTuple):
@@ -35,24 +38,44 @@ class Derivatives(NamedTuple):
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
+def parts_of(loglik: LogLiks) -> Sequence[LogLik]:
+    """The functions whose sum is meant.
+
+    Parameters
+    ----------
+    loglik : callable or sequence of callables
+
+    Returns
+    -------
+    sequence of callables
+    """
+    return [loglik] if callable(loglik) else loglik
+
+
 def _leaf(params: torch.Tensor) -> torch.Tensor:
     return params.detach().to(torch.float64).clone().requires_grad_(True)
 
 
-def derivatives(loglik: LogLik, params: torch.Tensor) -> Derivatives:
+def derivatives(loglik: LogLiks, params: torch.Tensor) -> Derivatives:
     """Log-likelihood, gradient and Hessian at ``params``.
 
     Parameters
     ----------
-    loglik : callable
-        Maps a float64 tensor of shape (P,) to the log-likelihood, a scalar or one value an individual (summed
-        here); twice differentiable by autograd.
+    loglik : callable or sequence of callables
+        Each maps a float64 tensor of shape (P,) to a log-likelihood, a scalar or one value an individual; all
+        are summed. Twice differentiable by autograd. Several bound the memory that second derivatives take.
     params : torch.Tensor, shape (P,)
 
     Returns
     -------
     Derivatives
     """
+    each = [_derivatives(part, params) for part in parts_of(loglik)]
+    values, gradients, hessians = zip(*each, strict=True)
+    return Derivatives(math.fsum(values), torch.stack(gradients).sum(0), torch.stack(hessians).sum(0))
+
+
+def _derivatives(loglik: LogLik, params: torch.Tensor) -> Derivatives:
     theta = _leaf(params)
     value = loglik(theta).sum()
     (gradient,) = torch.autograd.grad(value, theta, create_graph=True)
@@ -64,7 +87,7 @@ def derivatives(loglik: LogLik, params: torch.Tensor) -> Derivatives:
     return Derivatives(float(value.detach()), gradient.detach(), (hessian + hessian.T) / 2)
 
 
-def individual_scores(loglik: LogLik, params: torch.Tensor) -> torch.Tensor:
+def individual_scores(loglik: LogLiks, params: torch.Tensor) -> torch.Tensor:
     """Each individual's score d loglik_n / d params.
 
     One backward pass a parameter, whatever N: the gradient of ``sum_n v_n * loglik_n`` is linear in the
@@ -72,14 +95,19 @@ def individual_scores(loglik: LogLik, params: torch.Tensor) -> torch.Tensor:
 
     Parameters
     ----------
-    loglik : callable
-        Maps (P,) to one log-likelihood an individual, shape (N,); twice differentiable by autograd.
+    loglik : callable or sequence of callables
+        Each maps (P,) to one log-likelihood an individual, shapes (N_1,), (N_2,), ... of sum N; twice
+        differentiable by autograd.
     params : torch.Tensor, shape (P,)
 
     Returns
     -------
     torch.Tensor, shape (N, P)
     """
+    return torch.cat([_scores(part, params) for part in parts_of(loglik)])
+
+
+def _scores(loglik: LogLik, params: torch.Tensor) -> torch.Tensor:
     theta = _leaf(params)
     values = loglik(theta)
     v = torch.zeros_like(values, requires_grad=True)

@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import OptimizeResult, minimize
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.inference.derivatives import Derivatives, LogLik, derivatives
+from mixlogit_align.inference.derivatives import Derivatives, LogLiks, derivatives
 
 # An eigenvalue of the unit-diagonal information below this is a direction that the data say nothing about.
 _SINGULAR = 1e-10
@@ -38,7 +38,7 @@ class MaximumLikelihood:
     eigenvalues : torch.Tensor, shape (P,)
         Of minus the Hessian, ascending: all positive at a maximum.
     iterations, evaluations : int
-        Steps taken, and log-likelihoods computed.
+        Steps taken, and points at which log-likelihood and derivatives were computed.
     converged : bool
         Everything is finite, -H is positive definite and the gradient norm is within tolerance.
     message : str
@@ -89,7 +89,7 @@ def _smallest_scaled_eigenvalue(hessian: torch.Tensor) -> float:
 class _Objective:
     """Minus the log-likelihood in scaled coordinates, for scipy; remembers the last derivatives."""
 
-    def __init__(self, loglik: LogLik, scale: torch.Tensor) -> None:
+    def __init__(self, loglik: LogLiks, scale: torch.Tensor) -> None:
         self.loglik = loglik
         self.scale = scale
         self.evaluations = 0
@@ -99,10 +99,9 @@ class _Objective:
         return torch.as_tensor(x, dtype=torch.float64) * self.scale
 
     def value(self, x: np.ndarray[Any, Any]) -> float:
-        self.evaluations += 1
-        with torch.no_grad():
-            value = -float(self.loglik(self.params(x)).sum())
-        return value if np.isfinite(value) else float("inf")  # a trial point outside the domain is refused
+        # derivatives come along: nearly every trial point is accepted, and then needs them
+        at = self.derivatives(x)
+        return -at.value if at.finite else float("inf")  # a trial point outside the domain is refused
 
     def derivatives(self, x: np.ndarray[Any, Any]) -> Derivatives:
         if self._last is None or not np.array_equal(self._last[0], x):
@@ -118,7 +117,7 @@ class _Objective:
 
 
 def maximize_loglik(
-    loglik: LogLik,
+    loglik: LogLiks,
     start: torch.Tensor,
     *,
     gradient_tolerance: float = 1e-6,
@@ -134,9 +133,9 @@ def maximize_loglik(
 
     Parameters
     ----------
-    loglik : callable
-        Maps a float64 tensor of shape (P,) to a scalar, or to one value an individual; twice differentiable
-        by autograd. Non-finite values are taken as outside the domain.
+    loglik : callable or sequence of callables
+        As in :func:`mixlogit_align.inference.derivatives`. Where it or a derivative is not finite is taken as
+        outside the domain.
     start : torch.Tensor, shape (P,)
         Must have a finite log-likelihood, gradient and Hessian.
     gradient_tolerance : float
@@ -158,9 +157,7 @@ def maximize_loglik(
     start = torch.as_tensor(start, dtype=torch.float64).detach()
     if start.ndim != 1 or not len(start):
         raise InvalidInputError(
-            explain(
-                "start", got=f"shape {tuple(start.shape)}", expected="a vector (P,)", hint="start.reshape(-1)"
-            )
+            explain("start", got=f"shape {tuple(start.shape)}", expected="a vector (P,)", hint="start.reshape(-1)")
         )
     first = derivatives(loglik, start)
     if not first.finite:
@@ -178,9 +175,7 @@ def maximize_loglik(
     objective = _Objective(loglik, scale)
 
     def callback(intermediate_result: OptimizeResult) -> None:
-        if give_up is not None and give_up(
-            objective.params(intermediate_result.x), -float(intermediate_result.fun)
-        ):
+        if give_up is not None and give_up(objective.params(intermediate_result.x), -float(intermediate_result.fun)):
             raise StopIteration
 
     found = minimize(
@@ -215,9 +210,7 @@ def maximize_loglik(
         point, at, norm = trial, there, trial_norm
         iterations += 1
 
-    eigenvalues = (
-        torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan"))
-    )
+    eigenvalues = torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan"))
     doubts = ["given up"] if given_up else _doubts(at, norm, gradient_tolerance)
     return MaximumLikelihood(
         params=point,
@@ -240,9 +233,7 @@ def _doubts(at: Derivatives, norm: float, tolerance: float) -> list[str]:
     doubts = []
     smallest = _smallest_scaled_eigenvalue(at.hessian)
     if not smallest > _SINGULAR:
-        doubts.append(
-            f"minus the Hessian is not positive definite (smallest scaled eigenvalue {smallest:.1e})"
-        )
+        doubts.append(f"minus the Hessian is not positive definite (smallest scaled eigenvalue {smallest:.1e})")
     elif not norm <= tolerance:
         doubts.append(f"gradient norm {norm:.1e} standard errors exceeds {tolerance:.1e}")
     return doubts

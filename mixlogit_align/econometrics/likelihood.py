@@ -1,0 +1,118 @@
+"""The likelihood of choice data, handed to the distributions in chunks of individuals."""
+
+# N individuals, T situations of an individual, J alternatives, K draws.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from pyro.distributions import TorchDistribution
+
+from mixlogit_align.distributions import (
+    FixedDraws,
+    Integration,
+    MixedLogit,
+    MixedMultinomialLogit,
+    PanelMixedLogit,
+)
+from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.errors import InvalidInputError, explain
+
+# Utilities at a time: with the nodes of a quadrature rule some 10^5 numbers, which stay in the cache, and second
+# derivatives keep below 300 MB.
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The choices of some individuals.
+
+    Attributes
+    ----------
+    rows : slice
+        Which individuals.
+    distribution : callable
+        (mixing, rule) to the distribution of their choices.
+    choices : torch.Tensor
+        What they chose, one row an individual.
+    weights : torch.Tensor
+        Their frequencies.
+    """
+
+    rows: slice
+    distribution: Callable[[TorchDistribution, Integration | None], TorchDistribution]
+    choices: torch.Tensor
+    weights: torch.Tensor
+
+    def loglik(self, mixing: TorchDistribution, rule: Integration | None = None) -> torch.Tensor:
+        """Log-likelihood of each individual of the chunk, frequencies not counted."""
+        result: torch.Tensor = self.distribution(mixing, self._own(rule)).log_prob(self.choices)
+        return result
+
+    def _own(self, rule: Integration | None) -> Integration | None:
+        """The rule with the draws that belong to these individuals."""
+        if isinstance(rule, FixedDraws):
+            if rule.base.dim() == 1:
+                return rule
+            weights = None if rule.weights is None else rule.weights[self.rows]
+            return FixedDraws(rule.base[self.rows], weights)
+        return None if rule is None else rule.at(rows=torch.arange(self.rows.start, self.rows.stop))
+
+
+def chunks(data: ChoiceData, variable: str, sign: int) -> list[Chunk]:
+    """Split data by individuals, with the distribution that fits: pairs, a panel of pairs, choices among several.
+
+    Parameters
+    ----------
+    data : ChoiceData
+    variable : str
+        The attribute whose coefficient is ``sign`` times the strength.
+    sign : int
+
+    Returns
+    -------
+    list of Chunk
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown variable, or a panel with more than two alternatives in a situation.
+    """
+    if data.is_binary:
+        difference, second = data.pairs(variable)
+        difference = sign * difference
+        if data.is_panel:
+            utility, observed = data.by_individual(difference)
+            choices, _ = data.by_individual(second)
+
+            def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+                return partial(PanelMixedLogit, utility[rows], observed=observed[rows], validate_args=False)
+
+        else:
+            utility, choices = difference, second
+
+            def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+                return partial(MixedLogit, utility[rows], validate_args=False)
+
+    elif data.is_panel:
+        raise InvalidInputError(
+            explain(
+                "data",
+                got="a panel with more than two alternatives in a situation",
+                expected="pairs, or a cross-section",
+                hint="individual=None, if a fresh strength in each situation is what you mean",
+            )
+        )
+    else:
+        utility, available, choices = sign * data.attribute(variable), data.available, data.choice
+
+        def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+            return partial(MixedMultinomialLogit, utility[rows], available=available[rows], validate_args=False)
+
+    size = max(1, _CHUNK // max(1, utility[0].numel()))
+    starts = range(0, data.num_individuals, size)
+    parts = [slice(start, min(start + size, data.num_individuals)) for start in starts]
+    return [Chunk(rows, distribution(rows), choices[rows], data.weights[rows]) for rows in parts]
