@@ -222,11 +222,12 @@ class Triangular(TorchDistribution):
         return (self.high - self.low) ** 2 / 24.0
 
 
-def standardised_ends(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """(low - loc) / scale and (high - loc) / scale; an infinite ``high`` stays so, without NaN in its derivatives."""
+def standardised_ends(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(low - loc) / scale, (high - loc) / scale, and their distance; an infinite ``high`` makes no NaN in derivatives."""
     unbounded = torch.isinf(high)
-    omega = (torch.where(unbounded, low, high) - loc) / scale
-    return (low - loc) / scale, torch.where(unbounded, math.inf, omega)
+    finite = torch.where(unbounded, low + scale, high)
+    omega = (finite - loc) / scale
+    return (low - loc) / scale, torch.where(unbounded, math.inf, omega), (finite - low) / scale
 
 
 class TruncatedNormal(TorchDistribution):
@@ -270,7 +271,7 @@ class TruncatedNormal(TorchDistribution):
         _expanded(self, new, batch_shape, ("loc", "scale", "low", "high"))
         return new
 
-    def _ends(self) -> tuple[Tensor, Tensor]:
+    def _ends(self) -> tuple[Tensor, Tensor, Tensor]:
         return standardised_ends(self.loc, self.scale, self.low, self.high)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -281,7 +282,7 @@ class TruncatedNormal(TorchDistribution):
         return -0.5 * (z - c) * (z + c) - rest - torch.log(self.scale) - _HALF_LOG_TWO_PI
 
     def icdf(self, value: Tensor) -> Tensor:
-        alpha, omega = self._ends()
+        alpha, omega, _ = self._ends()
         # work in the tail that keeps digits: mirror when the interval lies to the right of 0
         flip = alpha + omega > 0
         left = torch.where(flip, -omega, alpha)
@@ -298,8 +299,8 @@ class TruncatedNormal(TorchDistribution):
         return self.icdf(u.clamp_min(torch.finfo(u.dtype).tiny))
 
     def _hazards(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        alpha, omega = self._ends()
-        c, rest = log_normal_interval(alpha, omega)
+        alpha, omega, width = self._ends()
+        c, rest = log_normal_interval(alpha, omega, width)
         log_mass = rest - 0.5 * c * c
 
         def ratio(z: Tensor) -> Tensor:

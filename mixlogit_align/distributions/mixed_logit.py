@@ -91,9 +91,9 @@ class StrengthMixture(TorchDistribution):
         self.integration = integration
         self._row_shape = own_shape
         batch_shape = torch.broadcast_shapes(own_shape, mixing.batch_shape)
-        super().__init__(batch_shape, event_shape, validate_args=validate_args)
-        if self._validate_args:
+        if self._validate_args if validate_args is None else validate_args:
             check_finite(utility, self._utility_name, mask)
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
     @property
     def _utility(self) -> Tensor:
@@ -324,9 +324,24 @@ class PanelMixedLogit(_Binary):
         new.observed = None if self.observed is None else self.observed.expand(batch_shape + self.event_shape)
 
     def _validate_sample(self, value: Tensor) -> None:
-        if self.observed is not None and isinstance(value, Tensor):
-            value = torch.where(self.observed, value, torch.zeros_like(value))
-        super()._validate_sample(value)
+        if not isinstance(value, Tensor) or value.dim() < 1 or value.shape[-1] != self.event_shape[0]:
+            raise InvalidInputError(
+                explain(
+                    "choices of a panel",
+                    got=f"shape {tuple(getattr(value, 'shape', ()))}",
+                    expected=f"(..., {self.event_shape[0]}), one a situation",
+                    hint="`observed` for individuals with fewer situations",
+                )
+            )
+        bad = (value != 0) & (value != 1)
+        if self.observed is not None:
+            bad = bad & self.observed
+        if bool(bad.any()):
+            index = tuple(torch.nonzero(bad)[0].tolist())
+            got = value.expand(bad.shape)[index].item()
+            raise InvalidInputError(
+                explain(f"choice at index {index}", got=got, expected="0 or 1", hint="`observed` for missing choices")
+            )
 
     def _conditional(self, value: Tensor) -> Conditional:
         value, diff = torch.broadcast_tensors(torch.as_tensor(value), self.utility_diff.to(torch.float64))

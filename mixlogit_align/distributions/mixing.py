@@ -384,18 +384,19 @@ class _TruncatedNormal(_Interval):
 
     def log_laplace(self, s: Tensor) -> Tensor:
         # -s loc + (s scale)^2 / 2 cancels against half the square of the shifted end c: done by hand
-        alpha, omega = standardised_ends(self.loc, self.scale, self.low, self.high)
+        alpha, omega, width = standardised_ends(self.loc, self.scale, self.low, self.high)
         shift = s * self.scale
-        _, rest = special.log_normal_interval(alpha + shift, omega + shift)
-        c, rest0 = special.log_normal_interval(alpha, omega)
+        _, rest = special.log_normal_interval(alpha + shift, omega + shift, width)
+        c, rest0 = special.log_normal_interval(alpha, omega, width)
         unbounded = torch.isinf(omega)
         omega = torch.where(unbounded, alpha, omega)
         high = torch.where(unbounded, self.low, self.high)
         by_low = -s * self.low - 0.5 * (alpha - c) * (alpha + c)
         by_high = -s * high - 0.5 * (omega - c) * (omega + c)
-        around = -s * self.loc + 0.5 * (shift * shift + c * c)
-        shifted = torch.where(alpha + shift > 0, by_low, torch.where((omega + shift < 0) & ~unbounded, by_high, around))
-        return shifted + rest - rest0
+        is_low, is_high = alpha + shift > 0, (omega + shift < 0) & ~unbounded
+        moderate = torch.where(is_low | is_high, 0.0, shift)
+        around = -s * self.loc + 0.5 * (moderate * moderate + c * c)
+        return torch.where(is_low, by_low, torch.where(is_high, by_high, around)) + rest - rest0
 
     def center(self) -> Tensor:
         return torch.minimum(torch.maximum(self.loc, self.low), self.high)

@@ -166,12 +166,13 @@ def log_mills(x: Tensor) -> Tensor:
     return torch.where(below, left, torch.where(beyond, torch.log1p(series) - torch.log(high), middle))
 
 
-def log_normal_interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def log_normal_interval(low: Tensor, high: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
     """Split log(Phi(high) - Phi(low)) = r - c^2 / 2 into (c, r), so that callers can cancel c^2 by hand.
 
-    An interval around 0 has c = 0 and r the log of a sum of error functions. In a tail c is the end nearer to 0 (0 < low:
-    c = low; high < 0: c = high) and r = log(M(|c|) / sqrt(2 pi)) + log(1 - exp(d)), M the Mills ratio, d <= 0 the
-    log-ratio of the tails beyond the two ends. ``high`` may be +inf.
+    An interval around 0 has c = 0 and r the log of a sum of error functions. In a tail c is the end nearer to 0 (low if
+    0 < low, high if high < 0) and r = log(M(|c|) / sqrt(2 pi)) + log(1 - exp(d)), M the Mills ratio, d <= 0 the
+    log-ratio of the tails beyond the two ends. ``high`` may be +inf. ``width`` is high - low, which the ends alone do not
+    tell where both are huge.
     """
     around = (low <= 0) & (high >= 0)
     upper = low > 0
@@ -181,7 +182,7 @@ def log_normal_interval(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     far = torch.where(upper, finite, -low)
     safe_near, safe_far = torch.where(around, 1.0, near), torch.where(around, 2.0, far)
     log_near = log_mills(safe_near)
-    d = log_mills(safe_far) - log_near - 0.5 * (safe_far + safe_near) * (safe_far - safe_near)
+    d = log_mills(safe_far) - log_near - 0.5 * (safe_far + safe_near) * torch.where(unbounded, 1.0, width)
     tail = log_near - _HALF_LOG_TWO_PI + torch.where(unbounded, 0.0, log1mexp(torch.where(unbounded, -1.0, d)))
     root_half = math.sqrt(0.5)
     right = torch.where(unbounded, 1.0, torch.erf(torch.where(around, finite, 1.0) * root_half))
