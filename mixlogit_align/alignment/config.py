@@ -421,17 +421,6 @@ class PreferenceConfig(StageConfig):
     strength: StrengthConfig = field(default_factory=LogNormalStrength)
     integration: IntegrationConfig = field(default_factory=BestRule)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        closed = isinstance(self.integration, ClosedFormRule)
-        _require(
-            not (closed and isinstance(self.strength, LogNormalStrength)),
-            "integration",
-            "closed_form",
-            "a rule that fits a lognormal strength",
-            "`rule: quadrature` or `rule: monte_carlo`",
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig:

@@ -15,6 +15,7 @@ from mixlogit_align.alignment.config import (
     IntegrationConfig,
     LogNormalStrength,
     MonteCarloRule,
+    NewModel,
     OptimConfig,
     PointStrength,
     PreferenceConfig,
@@ -67,6 +68,7 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
         out=str(out / "sft"),
         name="SFT",
         data=dataclasses.replace(size, strength_cv=TRUE_CVS[0]),
+        model=NewModel(vocab_size=512),
         sft=StageConfig(
             optim=OptimConfig(name="adamw", lr=3e-3, warmup_steps=20), eval_every_examples=every, eval_batch_size=256
         ),

@@ -85,7 +85,8 @@ def mixdpo_loss(
     Raises
     ------
     InvalidInputError
-        When shapes differ, or a value is not finite (the message names the pairs).
+        When shapes differ, a value is not finite (the message names the pairs), or the mean strength is not a
+        finite number above 0, without which no pair pulls the policy where it was preferred.
 
     References
     ----------
@@ -102,6 +103,11 @@ def mixdpo_loss(
     rewards_rejected = policy_rejected_logps - reference_rejected_logps
     logratio_diff = rewards_chosen - rewards_rejected
     distribution = mixing() if isinstance(mixing, nn.Module) else mixing
+    mean = distribution.mean.detach().expand(logratio_diff.shape)
+    if not bool(((mean > 0) & mean.isfinite()).all()):
+        raise InvalidInputError(
+            explain("mean strength", got=mean.tolist()[:8], expected="finite, above 0", hint="a nonnegative family")
+        )
     if integration is not None and (step is not None or pair_ids is not None):
         integration = integration.at(step=step, rows=pair_ids)
 
@@ -115,7 +121,6 @@ def mixdpo_loss(
 
     per_example = -log_prob if weights is None else -log_prob * weights
     with torch.no_grad():
-        mean = distribution.mean.expand(logratio_diff.shape)
         # In logs: far out both pulls underflow long before their ratio does.
         pull, strength = slope.double(), mean.double()
         log_dpo_pull = strength.log() + nn.functional.logsigmoid(-strength * logratio_diff.double())
@@ -156,26 +161,32 @@ class MixDPOLoss(nn.Module):
 
     Examples
     --------
-    In any training loop on pairs, one line changes: the loss. Give its parameters to the optimiser too.
+    In any training loop on pairs the loss is the one line that changes; the optimiser also gets its parameters.
 
     >>> import torch
-    >>> from mixlogit_align.alignment import MixDPOLoss
+    >>> from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    >>> from mixlogit_align.alignment import MixDPOLoss, sequence_logprobs
+    >>> sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    >>> policy = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=64, **sizes)).eval()
+    >>> chosen, rejected = torch.randint(64, (2, 8, 12))    # 8 pairs of 12 tokens, of which ...
+    >>> response = torch.arange(12).expand(8, 12) >= 5      # ... the last 7 are the response
+    >>> with torch.no_grad():                               # the policy as it starts is the reference
+    ...     reference_chosen = sequence_logprobs(policy, chosen, response)
+    ...     reference_rejected = sequence_logprobs(policy, rejected, response)
     >>> preference_loss = MixDPOLoss()
-    >>> policy = torch.nn.Linear(8, 1)   # stands for a language model's log-probabilities
     >>> optimizer = torch.optim.RMSprop([
     ...     {"params": policy.parameters(), "lr": 1e-3},
     ...     {"params": preference_loss.parameters(), "lr": 1e-4},
     ... ])
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> for step in range(3):
-    ...     chosen, rejected = torch.randn(2, 16, 8, generator=generator)
-    ...     reference_chosen, reference_rejected = torch.zeros(2, 16)
-    ...     # before: loss = -F.logsigmoid(0.1 * logratio_diff).mean()
-    ...     loss = preference_loss(policy(chosen)[:, 0], policy(rejected)[:, 0],
-    ...                            reference_chosen, reference_rejected, step=step).per_example.mean()
+    >>> for step in range(5):
+    ...     policy_chosen = sequence_logprobs(policy, chosen, response)
+    ...     policy_rejected = sequence_logprobs(policy, rejected, response)
+    ...     out = preference_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     ...     optimizer.zero_grad()
-    ...     loss.backward()
-    ...     _ = optimizer.step()
+    ...     out.per_example.mean().backward()
+    ...     optimizer.step()
+    >>> bool(out.metrics["accuracy"] > 0.9)
+    True
     """
 
     def __init__(self, mixing: LearnableMixing | Any = None, integration: Any = None) -> None:

@@ -88,6 +88,11 @@ class PreferenceObjective(nn.Module):
         loss = self._loss(batch, logps, step)
         return StageLoss(total=loss.per_example.sum(), count=batch.weights.sum(), metrics=loss.metrics)
 
+    def with_reference(self, rows: Sequence[TokenizedComparison]) -> list[TokenizedComparison]:
+        """The rows with the log-probabilities that the policy gives them now, as the reference's."""
+        logps = candidate_logprobs(self.policy, rows, self.collator, batch_size=self.eval_batch_size).tolist()
+        return [row.with_reference(values[: len(row.input_ids)]) for row, values in zip(rows, logps, strict=True)]
+
     @torch.no_grad()
     def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
         """The loss of every row, computed in one piece; rules with draws use those of step 0."""

@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlogit_align.alignment.config import AlignmentConfig, OptimConfig, PreferenceConfig, StageConfig, dump_config
-from mixlogit_align.alignment.data import PreferenceData, load_data
+import torch
+
+from mixlogit_align.alignment.config import AlignmentConfig, PreferenceConfig, StageConfig, dump_config
+from mixlogit_align.alignment.data import StrengthTruth, load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
-from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
-from mixlogit_align.alignment.losses import MixDPOLoss
+from mixlogit_align.alignment.data.schema import SPLITS
+from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.progress import Progress
-from mixlogit_align.alignment.strength import build_strength, strength_record
+from mixlogit_align.alignment.strength import build_preference_loss, strength_record
 from mixlogit_align.alignment.tokenization import tokenize
-from mixlogit_align.alignment.trainer import MetricsLog, NonFiniteLossError, ParameterGroup, train
+from mixlogit_align.alignment.trainer import MetricsLog, NonFiniteLossError, ParameterGroup, Trainer
 from mixlogit_align.alignment.truth import compare_with_truth
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
@@ -120,103 +122,60 @@ def run_alignment(config: AlignmentConfig, *, progress: Progress | None = None, 
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """What both stages of a run share."""
-
-    config: AlignmentConfig
-    out: Path
-    policy: SequenceLogProbs
-    collator: Collator
-    log: MetricsLog
-    progress: Progress
-
-    def train(
-        self,
-        objective: Any,
-        groups: Sequence[ParameterGroup],
-        train_rows: Sequence[TokenizedComparison],
-        eval_rows: Sequence[TokenizedComparison],
-        stage: str,
-        config: StageConfig,
-    ) -> dict[str, float]:
-        return train(
-            objective,
-            groups,
-            train_rows,
-            eval_rows,
-            stage=stage,
-            config=config,
-            seed=self.config.seed,
-            collator=self.collator,
-            log=self.log,
-            progress=self.progress,
-        )
-
-    def policy_group(self, optim: OptimConfig) -> ParameterGroup:
-        return ParameterGroup(
-            name="policy", parameters=list(self.policy.parameters()), lr=optim.lr, max_grad_norm=optim.max_grad_norm
-        )
-
-
 def _stages(
     config: AlignmentConfig, out: Path, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any] | None, dict[str, Any] | None]:
     from mixlogit_align.alignment import hf
 
+    if config.preference is not None:
+        preference_loss = build_preference_loss(config.preference).to(config.device)
+        # A rule that does not fit the family is refused here, not after the supervised stage.
+        preference_loss(*torch.zeros(4, 1, device=config.device))
     data = load_data(config.data)
-    train_split, eval_split = data.split("train"), data.split("eval")
-    texts = (text for row in train_split for text in (row.prompt, *row.responses))
+    splits = {name: data.split(name) for name in SPLITS}
+    texts = (text for row in splits["train"] for text in (row.prompt, *row.responses))
     model, tokenizer = hf.load(config.model, texts, config.seed)
     # Dropout stays off in both stages: policy and reference must agree where they start.
-    model.to(config.device).eval()
-    train_rows, train_report = tokenize(train_split, tokenizer, config.tokenization)
-    eval_rows, eval_report = tokenize(eval_split, tokenizer, config.tokenization)
-    _write_json(
-        out / "data.json",
-        {"reader": dict(data.report), "tokenization": {"train": train_report.as_dict(), "eval": eval_report.as_dict()}},
-    )
+    policy = SequenceLogProbs(model.to(config.device).eval())
+    collator = Collator(pad_id=tokenizer.pad_token_id, device=config.device)
+    rows, reports = {}, {}
+    for name, split in splits.items():
+        rows[name], report = tokenize(split, tokenizer, config.tokenization)
+        reports[name] = report.as_dict()
+    _write_json(out / "data.json", {"reader": dict(data.report), "tokenization": reports})
     metrics: dict[str, dict[str, float]] = {}
     strength = truth = None
     with MetricsLog(out / "metrics.jsonl") as log:
-        setting = _Setting(
-            config=config,
-            out=out,
-            policy=SequenceLogProbs(model),
-            log=log,
-            progress=progress,
-            collator=Collator(pad_id=tokenizer.pad_token_id, device=config.device),
-        )
+        trainer = Trainer(collator=collator, log=log, progress=progress, seed=config.seed)
         if config.sft is not None:
-            objective = SFTObjective(setting.policy, setting.collator, eval_batch_size=config.sft.eval_batch_size)
-            groups = [setting.policy_group(config.sft.optim)]
-            metrics["sft"] = setting.train(objective, groups, train_rows, eval_rows, "sft", config.sft)
+            objective = SFTObjective(policy, collator, eval_batch_size=config.sft.eval_batch_size)
+            groups = [_policy_group(policy, config.sft)]
+            metrics["sft"] = trainer.run("sft", config.sft, objective, groups, rows["train"], rows["eval"])
         if config.preference is not None:
+            objective_ = PreferenceObjective(
+                policy, preference_loss, collator, eval_batch_size=config.preference.eval_batch_size
+            )
             metrics["preference"], strength, truth = _preference(
-                setting, config.preference, train_rows, eval_rows, data
+                trainer, objective_, config.preference, rows["train"], rows["eval"], data.truth, out
             )
     hf.save(model, tokenizer, out / "policy")
     return metrics, strength, truth
 
 
 def _preference(
-    setting: _Setting,
+    trainer: Trainer,
+    objective: PreferenceObjective,
     config: PreferenceConfig,
     train_rows: Sequence[TokenizedComparison],
     eval_rows: Sequence[TokenizedComparison],
-    data: PreferenceData,
+    known: StrengthTruth | None,
+    out: Path,
 ) -> tuple[dict[str, float], dict[str, Any], dict[str, Any] | None]:
-    train_rows, eval_rows = (_with_reference(setting, rows, config.eval_batch_size) for rows in (train_rows, eval_rows))
-    mixing = build_strength(config)
-    initial = mixing.summary()
-    objective = PreferenceObjective(
-        setting.policy,
-        MixDPOLoss(mixing, config.integration.build()),
-        setting.collator,
-        eval_batch_size=config.eval_batch_size,
-    )
+    train_rows, eval_rows = (objective.with_reference(rows) for rows in (train_rows, eval_rows))
     _check_start(objective, train_rows[: config.eval_batch_size])
-    groups = [setting.policy_group(config.optim)]
+    mixing = objective.preference_loss.mixing
+    initial = mixing.summary()
+    groups = [_policy_group(objective.policy, config)]
     if config.strength.lr > 0:
         groups.append(
             ParameterGroup(
@@ -227,26 +186,27 @@ def _preference(
             )
         )
     try:
-        metrics = setting.train(objective, groups, train_rows, eval_rows, "preference", config)
+        metrics = trainer.run("preference", config, objective, groups, train_rows, eval_rows)
     finally:
-        strength = strength_record(mixing, initial, config, config.num_steps(len(train_rows)), data.truth)
-        _write_json(setting.out / "strength.json", strength)
+        strength = strength_record(mixing, initial, config, config.num_steps(len(train_rows)), known)
+        _write_json(out / "strength.json", strength)
     held_out = objective.held_out(eval_rows)
-    _write_log_ratios(setting.out / "log_ratios.parquet", held_out)
+    _write_log_ratios(out / "log_ratios.parquet", held_out)
     truth = None
-    if data.truth is not None:
-        comparison = compare_with_truth(held_out, mixing(), objective.preference_loss.integration, data.truth)
-        truth = {"strength": data.truth.summary(), "held_out": comparison}
-        _write_json(setting.out / "truth.json", truth)
+    if known is not None:
+        comparison = compare_with_truth(held_out, mixing(), objective.preference_loss.integration, known)
+        truth = {"strength": known.summary(), "held_out": comparison}
+        _write_json(out / "truth.json", truth)
     return metrics, strength, truth
 
 
-def _with_reference(
-    setting: _Setting, rows: Sequence[TokenizedComparison], batch_size: int
-) -> list[TokenizedComparison]:
-    """The rows with the log-probabilities that the policy gives them now, as the reference's."""
-    logps = candidate_logprobs(setting.policy, rows, setting.collator, batch_size=batch_size).tolist()
-    return [row.with_reference(values[: len(row.input_ids)]) for row, values in zip(rows, logps, strict=True)]
+def _policy_group(policy: SequenceLogProbs, config: StageConfig) -> ParameterGroup:
+    return ParameterGroup(
+        name="policy",
+        parameters=list(policy.parameters()),
+        lr=config.optim.lr,
+        max_grad_norm=config.optim.max_grad_norm,
+    )
 
 
 def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedComparison]) -> None:

@@ -9,15 +9,16 @@ import torch
 
 from mixlogit_align.alignment.config import OptimConfig, PreferenceConfig
 from mixlogit_align.alignment.data.schema import StrengthTruth
+from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.distributions import LearnableMixing
 
 RMSPROP_SMOOTHING = 0.99
 
 
-def build_strength(config: PreferenceConfig) -> LearnableMixing:
-    """The strength that ``config.strength`` describes, frozen when its learning rate is 0."""
-    strength = config.strength.build()
-    return strength.requires_grad_(config.strength.lr > 0)
+def build_preference_loss(config: PreferenceConfig) -> MixDPOLoss:
+    """The loss with the strength that ``config`` describes; a learning rate of 0 freezes it."""
+    strength = config.strength.build().requires_grad_(config.strength.lr > 0)
+    return MixDPOLoss(strength, config.integration.build())
 
 
 def constant_gradient_drift(optim: OptimConfig, lr: float, num_steps: int) -> float:
@@ -72,7 +73,7 @@ def strength_record(
         "cv": learned["sd"] / learned["mean"],
         "initial": {**initial, "cv": initial["sd"] / initial["mean"]},
         "learning_rate": config.strength.lr,
-        "steps": num_steps,
+        "planned_steps": num_steps,
         "constant_gradient_drift": constant_gradient_drift(config.optim, config.strength.lr, num_steps),
         "caution": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
         "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",

@@ -101,68 +101,80 @@ def shuffled_batches(num_rows: int, config: StageConfig, seed: int) -> Iterator[
         yield stream[start : start + config.batch_size]
 
 
-def train(
-    objective: Objective,
-    groups: Sequence[ParameterGroup],
-    train_rows: Sequence[TokenizedComparison],
-    eval_rows: Sequence[TokenizedComparison],
-    *,
-    stage: str,
-    config: StageConfig,
-    seed: int,
-    collator: Collator,
-    log: MetricsLog,
-    progress: Progress,
-) -> dict[str, float]:
-    """Run one stage and return its final held-out metrics.
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """The loop, with what its stages share.
 
-    Every step is logged (split "train"); the held-out rows are judged before the first step, every
-    ``config.eval_every_examples`` and after the last step (split "eval").
-
-    Raises
-    ------
-    NonFiniteLossError
-        Before the step that a NaN or infinite loss or gradient would have spoiled.
+    Parameters
+    ----------
+    collator : Collator
+    log : MetricsLog
+    progress : Progress
+    seed : int
+        Fixes the order of the examples.
     """
-    optimizer = build_optimizer(groups, config.optim)
-    warmup = max(config.optim.warmup_steps, 1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min((done + 1) / warmup, 1.0))
-    total = len(train_rows) * config.num_epochs
-    seen = step = 0
 
-    def evaluate() -> dict[str, float]:
-        metrics = {**objective.evaluate(eval_rows), **objective.log_metrics()}
-        log.write(stage=stage, split="eval", step=step, examples_seen=seen, **metrics)
-        return metrics
+    collator: Collator
+    log: MetricsLog
+    progress: Progress
+    seed: int
 
-    progress(stage, 0, total, {})
-    held_out = evaluate()
-    for indices in shuffled_batches(len(train_rows), config, seed):
-        batch = collator([train_rows[i] for i in indices])
-        strength = objective.log_metrics()
-        loss = objective(batch, step=step)
-        mean_loss = loss.total / loss.count
-        require_finite(mean_loss, f"{stage} loss at step {step}", batch)
-        optimizer.zero_grad(set_to_none=True)
-        mean_loss.backward()
-        norms = {}
-        for group in groups:
-            norm = nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
-            require_finite(norm, f"{stage} gradient of the {group.name} at step {step}", batch)
-            norms[f"grad_norm/{group.name}"] = norm.item()
-        rates = {
-            f"learning_rate/{g.name}": options["lr"] for g, options in zip(groups, optimizer.param_groups, strict=True)
-        }
-        optimizer.step()
-        schedule.step()
-        step += 1
-        seen += len(indices)
-        metrics = {**{name: value.item() for name, value in loss.metrics.items()}, **strength, "loss": mean_loss.item()}
-        log.write(stage=stage, split="train", step=step, examples_seen=seen, **metrics, **norms, **rates)
-        progress(stage, seen, total, metrics)
-        if seen % config.eval_every_examples == 0 or seen == total:
-            held_out = evaluate()
-    return held_out
+    def run(
+        self,
+        stage: str,
+        config: StageConfig,
+        objective: Objective,
+        groups: Sequence[ParameterGroup],
+        train_rows: Sequence[TokenizedComparison],
+        eval_rows: Sequence[TokenizedComparison],
+    ) -> dict[str, float]:
+        """Run one stage and return its final held-out metrics.
+
+        Every step is logged (split "train"); the held-out rows are judged before the first step, every
+        ``config.eval_every_examples`` and after the last step (split "eval"). Each group's gradient is clipped apart
+        from the others'.
+
+        Raises
+        ------
+        NonFiniteLossError
+            Before the step that a NaN or infinite loss or gradient would have spoiled.
+        """
+        optimizer = build_optimizer(groups, config.optim)
+        warmup = max(config.optim.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min((done + 1) / warmup, 1.0))
+        total = len(train_rows) * config.num_epochs
+        seen = step = 0
+
+        def evaluate() -> dict[str, float]:
+            metrics = {**objective.evaluate(eval_rows), **objective.log_metrics()}
+            self.log.write(stage=stage, split="eval", step=step, examples_seen=seen, **metrics)
+            return metrics
+
+        self.progress(stage, 0, total, {})
+        held_out = evaluate()
+        for indices in shuffled_batches(len(train_rows), config, self.seed):
+            batch = self.collator([train_rows[i] for i in indices])
+            state = objective.log_metrics()
+            loss = objective(batch, step=step)
+            mean_loss = loss.total / loss.count
+            require_finite(mean_loss, f"{stage} loss at step {step}", batch)
+            optimizer.zero_grad(set_to_none=True)
+            mean_loss.backward()
+            logged = {**{name: value.item() for name, value in loss.metrics.items()}, **state, "loss": mean_loss.item()}
+            for group, options in zip(groups, optimizer.param_groups, strict=True):
+                norm = nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
+                require_finite(norm, f"{stage} gradient of the {group.name} at step {step}", batch)
+                logged[f"grad_norm/{group.name}"] = norm.item()
+                logged[f"learning_rate/{group.name}"] = options["lr"]
+            optimizer.step()
+            schedule.step()
+            step += 1
+            seen += len(indices)
+            self.log.write(stage=stage, split="train", step=step, examples_seen=seen, **logged)
+            self.progress(stage, seen, total, logged)
+            if seen % config.eval_every_examples == 0 or seen == total:
+                held_out = evaluate()
+        return held_out
 
 
 def require_finite(values: Tensor, what: str, batch: Batch) -> None:

@@ -102,25 +102,20 @@ class Collator:
         """The rows as one batch; reference log-probabilities where every row has them."""
         comparisons = [row.comparison for row in rows]
         num_candidates = max(len(row.input_ids) for row in rows)
-        shape = (len(rows), num_candidates, max(len(ids) for row in rows for ids in row.input_ids))
-        input_ids = torch.full(shape, self.pad_id, dtype=torch.int64)
-        response_mask = torch.zeros(shape, dtype=torch.bool)
-        available = torch.zeros(shape[:2], dtype=torch.bool)
-        for i, row in enumerate(rows):
-            for j, ids in enumerate(row.input_ids):
-                input_ids[i, j, : len(ids)] = torch.tensor(ids)
-                response_mask[i, j, row.prompt_length : len(ids)] = True
-                available[i, j] = True
+        length = max(len(ids) for row in rows for ids in row.input_ids)
+        candidates = [[*row.input_ids, *[[]] * (num_candidates - len(row.input_ids))] for row in rows]
+        sizes = torch.tensor([[len(ids) for ids in sets] for sets in candidates])
+        prompts = torch.tensor([row.prompt_length for row in rows])[:, None, None]
+        padded = [[ids + [self.pad_id] * (length - len(ids)) for ids in sets] for sets in candidates]
+        position = torch.arange(length)
         reference = None
         if all(row.reference_logps is not None for row in rows):
-            reference = torch.zeros(shape[:2])
-            for i, row in enumerate(rows):
-                reference[i, : len(row.input_ids)] = torch.tensor(row.reference_logps)
-            reference = reference.to(self.device)
+            known = [[*(row.reference_logps or ()), *[0.0] * (num_candidates - len(row.input_ids))] for row in rows]
+            reference = torch.tensor(known, dtype=torch.float32, device=self.device)
         return Batch(
-            input_ids=input_ids.to(self.device),
-            response_mask=response_mask.to(self.device),
-            available=available.to(self.device),
+            input_ids=torch.tensor(padded, device=self.device),
+            response_mask=((position >= prompts) & (position < sizes[..., None])).to(self.device),
+            available=(sizes > 0).to(self.device),
             choice=torch.tensor([c.choice for c in comparisons], device=self.device),
             weights=torch.tensor([c.weight for c in comparisons], dtype=torch.float32, device=self.device),
             pair_ids=torch.tensor([c.pair_id for c in comparisons], device=self.device),

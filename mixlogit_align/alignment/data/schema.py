@@ -11,6 +11,7 @@ from mixlogit_align.distributions import LearnableMixing
 from mixlogit_align.errors import InvalidInputError, explain
 
 Split = Literal["train", "eval"]
+SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,301 @@
+"""A whole run: what its folder holds, what it learns, and what is left when it is interrupted or fails."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+
+from mixlogit_align.alignment import (
+    AlignmentConfig,
+    NonFiniteLossError,
+    RichProgress,
+    demo_runs,
+    load_config,
+    run_alignment,
+    runner,
+    sequence_logprobs,
+)
+from mixlogit_align.alignment.config import (
+    ClosedFormRule,
+    GammaStrength,
+    HHData,
+    HumourData,
+    LogNormalStrength,
+    MonteCarloRule,
+    NewModel,
+    OptimConfig,
+    PointStrength,
+    PreferenceConfig,
+    PretrainedModel,
+    QuadratureRule,
+    SimulatedData,
+    StageConfig,
+    TokenizationConfig,
+)
+from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.hf import load
+from mixlogit_align.alignment.tokenization import tokenize
+from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError
+
+TINY = NewModel(hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
+PREFERENCE_KEYS = {
+    "stage", "split", "step", "examples_seen", "loss", "accuracy", "margin/reward", "margin/sum", "logratio_diff/mean",
+    "logratio_diff/sd", "pair_weight", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+    "strength/mean", "strength/sd", "seconds",
+}  # fmt: skip
+STEP_KEYS = {"grad_norm/policy", "grad_norm/strength", "learning_rate/policy", "learning_rate/strength"}
+
+
+def tiny_config(out: Path, **changes) -> AlignmentConfig:
+    optim = OptimConfig(name="adamw", lr=3e-3, warmup_steps=2)
+    stage = {"optim": optim, "batch_size": 16, "eval_every_examples": 32}
+    settings = {
+        "out": str(out),
+        "data": SimulatedData(num_train=64, num_eval=24, num_annotators=8),
+        "model": TINY,
+        "sft": StageConfig(**stage),
+        "preference": PreferenceConfig(**stage, strength=LogNormalStrength(lr=1e-2)),
+    }
+    return AlignmentConfig(**{**settings, **changes})
+
+
+def records(folder: Path, stage: str, split: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if (line["stage"], line["split"]) == (stage, split)]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    return run_alignment(tiny_config(out))
+
+
+# --- the run folder --------------------------------------------------------------------------------
+
+
+def test_the_folder_says_how_it_was_made(finished):
+    config = load_config(finished.path / "config.yaml")
+    assert config == tiny_config(finished.path)
+    status = json.loads((finished.path / "run.json").read_text())
+    assert status["status"] == "finished"
+    assert status["metrics"] == finished.metrics
+    report = json.loads((finished.path / "data.json").read_text())
+    assert report["reader"]["rows_used"] == 88
+    assert report["tokenization"]["train"]["responses"] == 128
+
+
+def test_metrics_have_the_promised_names(finished):
+    train, held_out = records(finished.path, "preference", "train"), records(finished.path, "preference", "eval")
+    parameters = {"strength/loc", "strength/scale"}
+    assert {frozenset(r) for r in train} == {frozenset(PREFERENCE_KEYS | STEP_KEYS | parameters)}
+    assert {frozenset(r) for r in held_out} == {frozenset(PREFERENCE_KEYS | parameters)}
+    assert [r["examples_seen"] for r in held_out] == [0, 32, 64]
+    sft = records(finished.path, "sft", "eval")
+    assert sft[-1]["loss"] < sft[0]["loss"]
+
+
+def test_training_starts_where_policy_and_reference_agree(finished):
+    start = records(finished.path, "preference", "eval")[0]
+    assert start["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    # float32 sums of ten log-probabilities
+    assert abs(start["logratio_diff/mean"]) < 1e-4
+    assert start["logratio_diff/sd"] < 1e-4
+    assert start["pair_weight"] == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_strength_record_is_the_trajectorys_end(finished):
+    strength = json.loads((finished.path / "strength.json").read_text())
+    last = records(finished.path, "preference", "eval")[-1]
+    assert strength["mean"] == last["strength/mean"] != strength["initial"]["mean"]
+    assert strength["truth"]["cv"] == 1.0
+    assert strength == finished.strength
+    moved = abs(strength["parameters"]["loc"] - strength["initial"]["parameters"]["loc"])
+    assert 0 < moved <= 1.01 * strength["constant_gradient_drift"]
+
+
+def test_log_ratios_are_the_held_out_ones(finished):
+    table = pyarrow.parquet.read_table(finished.path / "log_ratios.parquet")
+    data = load_data(load_config(finished.path / "config.yaml").data).split("eval")
+    assert table.column_names == ["pair_id", "annotator_id", "groups", "weight", "logratio_diff", "pair_weight"]
+    assert table["pair_id"].to_pylist() == [row.pair_id for row in data]
+    assert table["annotator_id"].to_pylist() == [row.annotator_id for row in data]
+    assert [json.loads(g) for g in table["groups"].to_pylist()] == [dict(row.groups) for row in data]
+    delta = torch.tensor(table["logratio_diff"].to_pylist(), dtype=torch.float64)
+    assert delta.mean().item() == pytest.approx(finished.metrics["preference"]["logratio_diff/mean"], abs=1e-9)
+
+
+def test_the_policy_comes_back_from_its_folder_as_it_was_judged(finished):
+    config = load_config(finished.path / "config.yaml")
+    policy, tokenizer = load(PretrainedModel(path=str(finished.path / "policy")), [], seed=0)
+    rows, _ = tokenize(load_data(config.data).split("eval"), tokenizer, config.tokenization)
+    chosen = []
+    for row in rows:
+        ids = torch.tensor([row.input_ids[row.comparison.choice]])
+        with torch.no_grad():
+            chosen.append(sequence_logprobs(policy, ids, torch.arange(ids.shape[1])[None] >= row.prompt_length))
+    assert torch.cat(chosen).mean().item() == pytest.approx(finished.metrics["preference"]["logps/chosen"], rel=1e-5)
+
+
+def test_a_run_repeats_itself(finished, tmp_path):
+    again = run_alignment(dataclasses.replace(load_config(finished.path / "config.yaml"), out=str(tmp_path / "again")))
+    assert again.metrics == finished.metrics
+    assert again.strength == finished.strength
+
+
+def test_a_run_can_start_from_anothers_policy(finished, tmp_path):
+    config = tiny_config(tmp_path / "next", model=PretrainedModel(path=str(finished.path / "policy")), sft=None)
+    result = run_alignment(config)
+    assert result.metrics.keys() == {"preference"}
+    assert records(result.path, "preference", "eval")[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_folder_that_holds_a_run_is_not_written_over(finished):
+    with pytest.raises(InvalidInputError, match="which holds a run"):
+        run_alignment(tiny_config(finished.path))
+    assert (finished.path / "policy").is_dir()
+
+
+def test_overwriting_is_asked_for(tmp_path):
+    out = tmp_path / "run"
+    config = tiny_config(out, sft=None)
+    run_alignment(config)
+    run_alignment(dataclasses.replace(config, preference=None, sft=StageConfig()), overwrite=True)
+    assert not (out / "strength.json").exists()
+
+
+# --- methods ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strength", "integration", "learned"),
+    [
+        (PointStrength(), None, False),
+        (PointStrength(lr=1e-2), None, True),
+        (LogNormalStrength(lr=1e-2), MonteCarloRule(num_draws=16), True),
+        (LogNormalStrength(lr=1e-2), QuadratureRule(), True),
+        (GammaStrength(lr=1e-2), ClosedFormRule(), True),
+        (GammaStrength(lr=0.0), None, False),
+    ],
+    ids=str,
+)
+def test_every_method_trains(tmp_path, strength, integration, learned):
+    rule = {} if integration is None else {"integration": integration}
+    preference = PreferenceConfig(strength=strength, batch_size=16, eval_every_examples=64, **rule,
+                                  optim=OptimConfig(name="adamw", lr=1e-3, warmup_steps=1))  # fmt: skip
+    result = run_alignment(tiny_config(tmp_path / "run", sft=None, preference=preference))
+    train = records(result.path, "preference", "train")
+    assert train[-1]["loss"] < math.log(2) + 0.05
+    assert ("grad_norm/strength" in train[0]) == learned
+    assert (result.strength["mean"] != result.strength["initial"]["mean"]) == learned
+
+
+def test_a_small_policy_learns_what_simulated_annotators_prefer(tmp_path):
+    optim = OptimConfig(name="adamw", lr=3e-3, warmup_steps=5)
+    stage = {"optim": optim, "batch_size": 32, "eval_every_examples": 1024}
+    config = tiny_config(
+        tmp_path / "run",
+        data=SimulatedData(num_train=1024, num_eval=512, strength_cv=0.0),
+        model=NewModel(hidden_size=32, num_layers=1, num_heads=2, vocab_size=512),
+        sft=StageConfig(**stage),
+        preference=PreferenceConfig(**stage, num_epochs=2, strength=GammaStrength(lr=1e-2)),
+    )
+    held_out = run_alignment(config).truth["held_out"]
+    # one seed, so no false failures by chance; the margins leave room for other BLAS libraries
+    assert held_out["utility/correlation"] > 0.85
+    assert held_out["accuracy"] > held_out["attainable/accuracy"] - 0.08
+    assert held_out["attainable/accuracy"] > 0.75
+    assert 0.0 < held_out["kl"] < 0.15
+
+
+@pytest.mark.parametrize("source", ["hh", "humour"])
+def test_shared_data_through_a_config(shared_data, tmp_path, source):
+    data = {
+        "hh": HHData(folder=str(shared_data / "hh_rlhf"), max_train=32, max_eval=16),
+        "humour": HumourData(folder=str(shared_data / "humour_pairs"), max_train=32, max_eval=16),
+    }[source]
+    result = run_alignment(
+        tiny_config(tmp_path / "run", data=data, tokenization=TokenizationConfig(max_length=96, max_prompt_length=32))
+    )
+    assert result.truth is None
+    assert not (result.path / "truth.json").exists()
+    report = json.loads((result.path / "data.json").read_text())
+    assert (report["tokenization"]["train"]["responses_cut"] > 0) == (source == "hh")
+    assert math.isfinite(result.metrics["preference"]["loss"])
+
+
+# --- interruption and failure ----------------------------------------------------------------------
+
+
+def test_an_interrupted_run_stays_readable(tmp_path):
+    out = tmp_path / "run"
+
+    def interrupt(task, done, total, metrics):
+        if task == "preference" and done >= 32:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_alignment(tiny_config(out), progress=interrupt)
+    assert json.loads((out / "run.json").read_text())["status"] == "interrupted"
+    assert [r["step"] for r in records(out, "preference", "train")] == [1, 2]
+    assert load_config(out / "config.yaml") == tiny_config(out)
+    assert json.loads((out / "strength.json").read_text())["family"] == "lognormal"
+
+
+def test_nan_stops_the_run_and_its_pairs_are_saved(tmp_path):
+    optim = OptimConfig(name="adamw", lr=1e30, warmup_steps=0)
+    config = tiny_config(tmp_path / "run", preference=None, sft=StageConfig(optim=optim, batch_size=16,
+                                                                            eval_every_examples=64))  # fmt: skip
+    with pytest.raises(NonFiniteLossError) as raised:
+        run_alignment(config)
+    status = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert status["status"] == "failed"
+    assert status["pair_ids"] == raised.value.pair_ids != []
+    assert not (tmp_path / "run" / "policy").exists()
+
+
+def test_a_policy_that_is_not_its_own_reference_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "REFERENCE_TOLERANCE", -1.0)
+    with pytest.raises(MixlogitError, match="before the first step"):
+        run_alignment(tiny_config(tmp_path / "run", sft=None))
+    status = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert status["status"] == "failed"
+    assert "before the first step" in status["error"]
+
+
+def test_a_rule_that_does_not_fit_is_refused_before_any_training(tmp_path):
+    preference = PreferenceConfig(strength=LogNormalStrength(), integration=ClosedFormRule())
+    with pytest.raises(IntegrationError):
+        run_alignment(tiny_config(tmp_path / "run", preference=preference))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+# --- demonstration and progress --------------------------------------------------------------------
+
+
+def test_demo_runs(tmp_path):
+    tasks = []
+    results = demo_runs(tmp_path, progress=lambda task, *_: tasks.append(task), quick=True)
+    assert len(results) == 9
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert truth.keys() == {result.path.name for result in results[1:]}
+    assert {run["strength"]["cv"] for run in truth.values()} == {0.0, 1.0}
+    assert len({result.name for result in results}) == 9
+    assert tasks[0] == "SFT: sft"
+    assert tasks[-1].endswith(": preference")
+    assert all(result.truth["held_out"]["accuracy"] > 0.6 for result in results[1:])
+
+
+def test_progress_bars_show_what_runs(capsys):
+    with RichProgress() as progress:
+        progress("preference", 0, 10, {})
+        progress("preference", 5, 10, {"loss": 0.5})
+        progress("preference", 10, 10, {"loss": 0.25, "accuracy": 0.75})
+    out = capsys.readouterr().out
+    assert "preference" in out
+    assert "10/10" in out

@@ -1,0 +1,128 @@
+"""The loop: it knows no model, visits every row, logs every step, clips groups apart, and stops at NaN."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from mixlogit_align.alignment import NonFiniteLossError
+from mixlogit_align.alignment.config import OptimConfig, StageConfig
+from mixlogit_align.alignment.data import Comparison
+from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
+from mixlogit_align.alignment.trainer import MetricsLog, ParameterGroup, StageLoss, Trainer, shuffled_batches
+
+
+def rows(count: int) -> list[TokenizedComparison]:
+    return [
+        TokenizedComparison(
+            comparison=Comparison(prompt="p", responses=("a", "b"), choice=0, pair_id=i, split="train"),
+            input_ids=([1, 2], [1, 3]),
+            prompt_length=1,
+        )
+        for i in range(count)
+    ]
+
+
+class Toy(nn.Module):
+    """A "policy" of one number that wants to be 1, and a "strength" whose gradient is ``pull`` times steeper."""
+
+    def __init__(self, pull: float = 1.0, spoil: int | None = None, where: str = "loss") -> None:
+        super().__init__()
+        self.policy = nn.Parameter(torch.zeros(()))
+        self.strength = nn.Parameter(torch.zeros(()))
+        self.pull, self.spoil, self.where = pull, spoil, where
+        self.seen: list[list[int]] = []
+
+    def forward(self, batch, *, step):
+        self.seen.append(batch.pair_ids.tolist())
+        total = len(batch) * ((self.policy - 1) ** 2 + self.pull * (self.strength - 1) ** 2)
+        if step == self.spoil and self.where == "loss":
+            total = total * torch.nan
+        if step == self.spoil and self.where == "gradient":
+            total = total + (self.policy * 0).sqrt()
+        return StageLoss(total=total, count=batch.weights.sum(), metrics={"extra": total.detach()})
+
+    def evaluate(self, eval_rows):
+        return {"loss": float(len(eval_rows))}
+
+    def log_metrics(self):
+        return {"strength/mean": self.strength.item()}
+
+
+def run(tmp_path, objective, num_rows=10, max_grad_norm=1.0, progress=None, **settings):
+    settings = {"batch_size": 4, "eval_every_examples": 8, **settings}
+    config = StageConfig(optim=OptimConfig(name="rmsprop", lr=0.1, warmup_steps=2), **settings)
+    groups = [
+        ParameterGroup(name="policy", parameters=[objective.policy], lr=0.1, max_grad_norm=max_grad_norm),
+        ParameterGroup(name="strength", parameters=[objective.strength], lr=0.01, max_grad_norm=max_grad_norm),
+    ]
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        trainer = Trainer(collator=Collator(pad_id=0), log=log, progress=progress or (lambda *_: None), seed=5)
+        final = trainer.run("toy", config, objective, groups, rows(num_rows), rows(3))
+    return final
+
+
+def read(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_every_step_and_every_evaluation_is_logged(tmp_path):
+    calls = []
+    final = run(tmp_path, Toy(), num_rows=10, num_epochs=2, progress=lambda *call: calls.append(call[:3]))
+    log = read(tmp_path)
+    assert [r["examples_seen"] for r in log if r["split"] == "train"] == [4, 8, 12, 16, 20]
+    assert [r["examples_seen"] for r in log if r["split"] == "eval"] == [0, 8, 16, 20]
+    assert [r["step"] for r in log if r["split"] == "train"] == [1, 2, 3, 4, 5]
+    assert final["loss"] == 3.0
+    first = log[1]
+    assert first.keys() == {
+        "stage", "split", "step", "examples_seen", "loss", "extra", "strength/mean", "grad_norm/policy",
+        "grad_norm/strength", "learning_rate/policy", "learning_rate/strength", "seconds",
+    }  # fmt: skip
+    assert [r["learning_rate/policy"] for r in log if r["split"] == "train"] == pytest.approx([0.05] + [0.1] * 4)
+    assert calls == [("toy", n, 20) for n in (0, 4, 8, 12, 16, 20)]
+    # the state that made this step's loss, not the one after it
+    assert first["strength/mean"] == 0.0
+
+
+def test_every_epoch_visits_every_row_once_in_an_order_the_seed_fixes(tmp_path):
+    objective = Toy()
+    run(tmp_path, objective, num_rows=10, num_epochs=2)
+    stream = list(itertools.chain(*objective.seen))
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    assert stream[:10] != stream[10:]
+    config = StageConfig(batch_size=4, eval_every_examples=4, num_epochs=2)
+    assert list(shuffled_batches(10, config, seed=5)) == objective.seen
+    assert list(shuffled_batches(10, config, seed=6)) != objective.seen
+
+
+def test_the_strengths_gradient_does_not_rescale_the_policys(tmp_path):
+    calm, steep = Toy(pull=1.0), Toy(pull=1e6)
+    for objective in (calm, steep):
+        run(tmp_path, objective, max_grad_norm=0.5)
+    assert calm.policy.item() == steep.policy.item() != 0.0
+
+
+def test_the_gradient_is_clipped_before_the_step(tmp_path):
+    free, clipped = Toy(), Toy()
+    run(tmp_path, free, max_grad_norm=100.0)
+    norms = [r["grad_norm/policy"] for r in read(tmp_path) if r["split"] == "train"]
+    assert norms[0] == pytest.approx(2.0)
+    run(tmp_path, clipped, max_grad_norm=0.01)
+    # RMSprop divides by the gradient's running size: clipping all steps to one size makes them equal in effect, so
+    # the trajectories differ once the free gradient has shrunk
+    assert free.policy.item() != clipped.policy.item()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_the_run_before_it_spoils_the_parameters(tmp_path, where):
+    objective = Toy(spoil=1, where=where)
+    with pytest.raises(NonFiniteLossError, match="step 1") as raised:
+        run(tmp_path, objective)
+    assert raised.value.pair_ids == objective.seen[1]
+    assert objective.policy.isfinite()
+    assert [r["step"] for r in read(tmp_path) if r["split"] == "train"] == [1]
