@@ -17,25 +17,23 @@ import argparse
 import contextlib
 import io
 import json
-import os
-import platform
 import sys
 import time
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
 import torch
+from _report import REPORTS, provenance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from scipy.stats import chi2
 
-from mixlogit_align import ClosedForm, FixedDraws, MixedLogit, PanelMixedLogit, Quadrature, __version__
+from mixlogit_align import ClosedForm, FixedDraws, MixedLogit, PanelMixedLogit, Quadrature
 from mixlogit_align.distributions import Triangular
 from mixlogit_align.econometrics import MixedLogitModel, SimulatedChoices, simulate_choices
 
@@ -293,11 +291,6 @@ def run(case: Case, num_draws: int) -> dict[str, Any]:
     return row | {"note": "; ".join(notes), "seconds": time.perf_counter() - start, "passed": not failed}
 
 
-def machine() -> str:
-    system = f"{platform.system()} {platform.machine()}"
-    return f"{system}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
-
-
 def recovery_table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title="Known strengths recovered")
     for column in ("case", "parameter", "true", "estimate", "std. error", "z", ""):
@@ -329,17 +322,18 @@ def xlogit_table(rows: list[dict[str, Any]]) -> Table:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("validation/reports"), help="folder for first_light.json")
+    parser.add_argument("--out", type=Path, default=REPORTS, help="folder for first_light.json")
     parser.add_argument("--quick", action="store_true", help="four cases only")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     chosen = [case for case in cases() if case.quick or not options.quick]
-    packages = ("torch", "pyro-ppl", "numpy", "scipy", "xlogit")
+    head = provenance("pyro-ppl", "numpy", "scipy", "xlogit")
+    machine = head["machine"]
     report: dict[str, Any] = {
-        "versions": {"mixlogit_align": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in packages},
-        "machine": machine(),
+        **head,
+        "machine": f"{machine['system']}, {machine['processor']}, {machine['cores']} cores, "
+        f"{machine['torch_threads']} torch threads",
         "rows": [],
         "passed": False,
     }

@@ -113,8 +113,7 @@ def _pairs_as_data(x: np.ndarray, chosen: np.ndarray, weights: np.ndarray, *, pa
 
 def direct_loglik(pairs: pd.DataFrame, score: str, mixing: Any, *, by_pair: bool) -> float:
     """The same log-likelihood from all pairs, without pooling equal ones."""
-    x = torch.from_numpy(pairs[score].to_numpy())
-    n_a, n_b = (torch.from_numpy(pairs[column].to_numpy(dtype=np.float64)) for column in ("n_a", "n_b"))
+    x, n_a, n_b = (torch.tensor(pairs[column].to_numpy(dtype=np.float64)) for column in (score, "n_a", "n_b"))
     total = 0.0
     for part in torch.arange(len(x)).split(2048):
         if by_pair:

@@ -14,6 +14,9 @@ from scipy.optimize import brentq
 from mixlogit_align.econometrics.families import Family
 from mixlogit_align.econometrics.likelihood import Chunk
 
+# Sums of cancelling terms below this share of their size are rounding.
+_ROUNDING = 1e-10
+
 
 def spread_slope(chunks: Sequence[Chunk], family: Family, centre: torch.Tensor) -> float:
     """Derivative of the log-likelihood in the squared spread at 0.
@@ -31,16 +34,19 @@ def spread_slope(chunks: Sequence[Chunk], family: Family, centre: torch.Tensor) 
     Returns
     -------
     float
-        Positive: some heterogeneity is more likely than none.
+        Positive: some heterogeneity is more likely than none. Exactly 0.0 where the terms cancel but for rounding:
+        the data do not tell.
     """
-    total = 0.0
+    total = size = 0.0
     for chunk in chunks:
         deviation = torch.zeros(len(chunk.weights), dtype=torch.float64, requires_grad=True)
         loglik = chunk.loglik(dist.Delta(family.strength(centre, deviation)))
         (first,) = torch.autograd.grad(loglik.sum(), deviation, create_graph=True)
         (second,) = torch.autograd.grad(first.sum(), deviation)
-        total += float((chunk.weights * (second + first.detach() ** 2)).sum())
-    return total * family.deviate_variance / 2
+        squared = first.detach() ** 2
+        total += float((chunk.weights * (second + squared)).sum())
+        size += float((chunk.weights * (second.abs() + squared)).sum())
+    return total * family.deviate_variance / 2 if abs(total) > _ROUNDING * size else 0.0
 
 
 def noticed_spread(loglik: Callable[[float], float], top: float, start: float) -> float:

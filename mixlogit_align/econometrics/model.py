@@ -50,9 +50,10 @@ _BOUNDARY = (
     "error, the spread at which the log-likelihood has fallen by 1/2"
 )
 _LOST = (
-    "no spread above 0 was found more likely than 0, yet the log-likelihood rises there (slope {:.1e} in the "
-    "squared spread): try a finer integration rule or another start"
+    "no spread above 0 was found more likely than 0, yet the log-likelihood rises there: try a finer integration "
+    "rule or another start"
 )
+_SILENT = "the data do not tell heterogeneity from none: the attribute takes too few values"
 
 
 def _fixed(params: torch.Tensor) -> TorchDistribution:
@@ -377,7 +378,7 @@ class MixedLogitModel:
             converged=converged,
             gradient_norm=point.gradient_norm,
             eigenvalues=curvature.sort().values,
-            message=_BOUNDARY if converged else _LOST.format(slope),
+            message=_BOUNDARY if converged else _LOST if slope > 0.0 else _SILENT,
         )
 
     def _covariance(
