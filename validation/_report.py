@@ -110,7 +110,7 @@ class Report:
         """Record one checked statement; the report fails if any fails."""
         self.claims.append({"about": about, "claim": claim, "measured": measured, "passed": bool(passed)})
         shown = ", ".join(map(_cell, measured)) if isinstance(measured, list | tuple) else _cell(measured)
-        self._body.append(f"- {'holds' if passed else '**FAILS**'}: {claim} — measured: {shown}")
+        self._body.append(f"- {'holds' if passed else '**FAILS**'} ({about}): {claim} — measured: {shown}")
         return bool(passed)
 
     def table(self, key: str, caption: str, columns: list[str], rows: list[list[Any]]) -> None:
