@@ -74,7 +74,7 @@ class InverseGaussian(TorchDistribution):
     def cdf(self, value: Tensor) -> Tensor:
         root = torch.sqrt(self.concentration / value)
         lower = -root * (value / self.loc + 1.0)
-        upper: Tensor = torch.special.ndtr(root * (value / self.loc - 1.0))
+        upper = torch.exp(torch.special.log_ndtr(root * (value / self.loc - 1.0)))
         return upper + torch.exp(2.0 * self.concentration / self.loc + torch.special.log_ndtr(lower))
 
     def icdf(self, value: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ class Triangular(TorchDistribution):
 
 
 def standardised_ends(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(low - loc) / scale, (high - loc) / scale, and their distance; an infinite ``high`` makes no NaN in derivatives."""
+    """(low - loc) / scale, (high - loc) / scale, their distance; an infinite ``high`` makes no NaN in derivatives."""
     unbounded = torch.isinf(high)
     finite = torch.where(unbounded, low + scale, high)
     omega = (finite - loc) / scale
@@ -288,7 +288,9 @@ class TruncatedNormal(TorchDistribution):
         left = torch.where(flip, -omega, alpha)
         right = torch.where(flip, -alpha, omega)
         u = torch.where(flip, 1.0 - value, value)
-        p = torch.special.ndtr(left) + u * (torch.special.ndtr(right) - torch.special.ndtr(left))
+        # ndtr itself has only absolute accuracy in the tail
+        below, up_to = torch.exp(torch.special.log_ndtr(left)), torch.exp(torch.special.log_ndtr(right))
+        p = below + u * (up_to - below)
         z = torch.special.ndtri(p.clamp_min(torch.finfo(p.dtype).tiny))
         z = torch.maximum(torch.minimum(torch.where(flip, -z, z), omega), alpha)
         return self.loc + self.scale * z

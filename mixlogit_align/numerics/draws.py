@@ -14,7 +14,7 @@ import scipy.special
 import torch
 from torch import Tensor
 
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
 
 DrawKind = Literal["pseudo", "stratified", "antithetic", "halton", "sobol", "mlhs"]
 
@@ -148,6 +148,40 @@ def symmetric_triangular(u: Tensor) -> Tensor:
     return torch.where(u < 0.5, torch.sqrt(2.0 * u) - 1.0, 1.0 - torch.sqrt(2.0 - 2.0 * u))
 
 
+def _batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+    return [
+        x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for x, dim in zip(tensors, in_dims, strict=True)
+    ]
+
+
+class _GammaSlope(torch.autograd.Function):
+    """d quantile / d concentration, by implicit reparameterisation; torch has no derivative of it."""
+
+    @staticmethod
+    def forward(concentration: Tensor, quantile: Tensor) -> Tensor:
+        return torch._standard_gamma_grad(concentration, quantile)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        return _GammaSlope.apply(*_batched(info, in_dims, *inputs)), 0
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        raise IntegrationError(
+            explain(
+                "second derivative of gamma draws",
+                got="draws by inversion of a gamma-type distribution, differentiated twice",
+                expected="first derivatives only",
+                hint="ClosedForm() or Quadrature(), which have all derivatives",
+            )
+        )
+
+
 class _GammaQuantile(torch.autograd.Function):
     @staticmethod
     def forward(u: Tensor, concentration: Tensor) -> Tensor:
@@ -158,22 +192,16 @@ class _GammaQuantile(torch.autograd.Function):
         return torch.as_tensor(quantile, dtype=u.dtype).to(u.device).clamp_min(torch.finfo(u.dtype).tiny)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1], output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], u: Tensor, concentration: Tensor) -> tuple[Tensor, int]:
-        batched = [
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((u, concentration), in_dims, strict=True)
-        ]
-        return _GammaQuantile.apply(*batched), 0
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Tensor) -> tuple[Tensor, int]:
+        return _GammaQuantile.apply(*_batched(info, in_dims, *inputs)), 0
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[None, Tensor]:
-        concentration, quantile = ctx.saved_tensors  # type: ignore[attr-defined]
-        return None, grad * torch._standard_gamma_grad(concentration, quantile)
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, grad * _GammaSlope.apply(*ctx.saved_tensors)
 
 
 def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:

@@ -171,8 +171,8 @@ def log_normal_interval(low: Tensor, high: Tensor, width: Tensor) -> tuple[Tenso
 
     An interval around 0 has c = 0 and r the log of a sum of error functions. In a tail c is the end nearer to 0 (low if
     0 < low, high if high < 0) and r = log(M(|c|) / sqrt(2 pi)) + log(1 - exp(d)), M the Mills ratio, d <= 0 the
-    log-ratio of the tails beyond the two ends. ``high`` may be +inf. ``width`` is high - low, which the ends alone do not
-    tell where both are huge.
+    log-ratio of the tails beyond the two ends. ``high`` may be +inf. ``width`` is high - low, which the ends alone do
+    not tell where both are huge.
     """
     around = (low <= 0) & (high >= 0)
     upper = low > 0

@@ -42,7 +42,7 @@ def test_shapes(case):
 
 @each_choice
 def test_parameters_may_have_more_dimensions_than_the_data(case):
-    loc = torch.tensor([[-1.0], [0.0], [0.5]]).double()
+    loc = torch.tensor([[-1.0], [0.0], [0.5]], dtype=torch.float64)
     d = case.make(utilities(case, 5), dist.LogNormal(loc, torch.ones(()).double()))
     assert d.batch_shape == (3, 5)
     value = d.sample()

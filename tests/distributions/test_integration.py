@@ -1,0 +1,272 @@
+"""The rules as value objects, and what each gives."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from mixlogit_align import (
+    ClosedForm,
+    FixedDraws,
+    MixedLogit,
+    MonteCarlo,
+    PanelMixedLogit,
+    Quadrature,
+    QuasiMonteCarlo,
+)
+from mixlogit_align.distributions.integration import Conditional, best_rule
+from mixlogit_align.distributions.mixing import family_of
+from mixlogit_align.errors import IntegrationError, InvalidInputError
+from tests.distributions.cases import FAMILIES, SMOOTH, double, ids, lognormal
+
+ONE = torch.ones(()).double()
+DELTAS = torch.tensor([-8.0, -1.0, 0.3, 5.0], dtype=torch.float64)
+DRAWN = [
+    MonteCarlo(4096),
+    MonteCarlo(4096, kind="stratified"),
+    MonteCarlo(4096, kind="antithetic"),
+    MonteCarlo(4096, sharing="batch"),
+    QuasiMonteCarlo("halton", 4096),
+    QuasiMonteCarlo("sobol", 4096),
+    QuasiMonteCarlo("mlhs", 4096),
+]
+
+
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name not in ("zero_inflated_gamma", "two_classes")], ids=ids
+)
+def test_the_best_rule_of_each_family(family):
+    assert isinstance(best_rule(Conditional.of_comparison(DELTAS), family_of(family())), family.rule)
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        (ClosedForm(), "ClosedForm()"),
+        (Quadrature(64), "Quadrature(num_nodes=64)"),
+        (MonteCarlo(), "MonteCarlo(num_draws=16, sharing='row', seed=0, kind='pseudo')"),
+        (MonteCarlo(8).at(step=3), "MonteCarlo(num_draws=8, sharing='row', seed=0, kind='pseudo', step=3)"),
+        (QuasiMonteCarlo("halton", 50, 2), "QuasiMonteCarlo(kind='halton', num_draws=50, seed=2)"),
+        (FixedDraws(torch.zeros(3, 5)), "FixedDraws(shape=(3, 5))"),
+    ],
+    ids=lambda x: str(x)[:12],
+)
+def test_rules_print_themselves(rule, text):
+    assert repr(rule) == text
+
+
+def test_rules_are_values():
+    assert MonteCarlo(8, seed=1) == MonteCarlo(8, seed=1)
+    assert MonteCarlo(8, seed=1) != MonteCarlo(8, seed=2)
+    assert len({Quadrature(), Quadrature(), ClosedForm()}) == 2
+    assert MonteCarlo(8).at(step=0) == MonteCarlo(8)
+    assert Quadrature().at(step=7) == Quadrature()
+
+
+@pytest.mark.parametrize("rule", DRAWN, ids=repr)
+@pytest.mark.parametrize(
+    "family", [f for f in SMOOTH if f.name not in ("gumbel", "logistic", "inverse_gamma")], ids=ids
+)
+def test_draws_converge_to_the_exact_value(rule, family):
+    """At K = 4096 the sd of log P is below 1.2 / sqrt(K) where P is not small: five of them, false-failure 1e-5."""
+    got = MixedLogit(DELTAS[1:], family(), rule).log_prob(ONE)
+    exact = MixedLogit(DELTAS[1:], family()).log_prob(ONE)
+    torch.testing.assert_close(got, exact, rtol=0, atol=5 * 1.2 / math.sqrt(4096))
+
+
+@pytest.mark.parametrize("rule", [r for r in DRAWN if r not in (DRAWN[0], DRAWN[2], DRAWN[3])], ids=repr)
+def test_spread_out_draws_are_far_better(rule):
+    """One draw in each of K cells: error O(1/K) for a monotone integrand, not O(1/sqrt K)."""
+    got = MixedLogit(DELTAS, lognormal(), rule).log_prob(ONE)
+    exact = MixedLogit(DELTAS, lognormal()).log_prob(ONE)
+    torch.testing.assert_close(got, exact, rtol=0, atol=4e-3)
+
+
+@pytest.mark.parametrize("kind", ["pseudo", "stratified", "antithetic", "halton", "sobol", "mlhs"])
+def test_draws_belong_to_seed_step_and_row(kind):
+    quasi = kind in ("halton", "sobol", "mlhs")
+    rule = QuasiMonteCarlo(kind, 8) if quasi else MonteCarlo(8, kind=kind)
+    ids = torch.tensor([11, 5, 903, 7])
+    value = MixedLogit(DELTAS, lognormal(), rule.at(step=3, rows=ids)).log_prob(ONE)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = MixedLogit(DELTAS[order], lognormal(), rule.at(step=3, rows=ids[order])).log_prob(ONE)
+    assert torch.equal(shuffled, value[order])
+    for other in (rule.at(step=4, rows=ids), rule.at(step=3, rows=ids + 1), rule.reseeded(1).at(step=3, rows=ids)):
+        assert not torch.equal(MixedLogit(DELTAS, lognormal(), other).log_prob(ONE), value)
+
+
+def test_shared_draws_are_one_set_for_all():
+    same = torch.full((3,), 1.3, dtype=torch.float64)
+    shared = MixedLogit(same, lognormal(), MonteCarlo(4, sharing="batch")).log_prob(ONE)
+    own = MixedLogit(same, lognormal(), MonteCarlo(4)).log_prob(ONE)
+    assert shared.unique().numel() == 1
+    assert own.unique().numel() == 3
+
+
+def test_panel_draws_are_one_set_an_individual():
+    diff = torch.full((2, 3), 1.3, dtype=torch.float64)
+    base = torch.tensor([[0.1, -0.4], [0.7, 0.2]], dtype=torch.float64)
+    got = PanelMixedLogit(diff, lognormal(), FixedDraws(base)).log_prob(torch.ones(3).double())
+    strength = torch.exp(-0.5 + 0.8 * base)
+    torch.testing.assert_close(got, (torch.sigmoid(strength * 1.3) ** 3).mean(-1).log(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5)])
+def test_fixed_draws_are_used_as_given(shape):
+    z = torch.randn(shape, dtype=torch.float64)
+    got = MixedLogit(DELTAS, lognormal(), FixedDraws(z)).log_prob(ONE)
+    expected = torch.sigmoid(torch.exp(-0.5 + 0.8 * z) * DELTAS[:, None]).mean(-1).log()
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("mixing", "strength"),
+    [
+        (dist.Normal(*double(0.4, 0.7)), lambda z: 0.4 + 0.7 * z),
+        (dist.Uniform(*double(-0.3, 1.1)), lambda z: 0.4 + 0.7 * z),
+        (dist.LogNormal(*double(0.4, 0.7)), lambda z: torch.exp(0.4 + 0.7 * z)),
+    ],
+    ids=["normal", "uniform", "lognormal"],
+)
+def test_fixed_draws_are_standard_variables(mixing, strength):
+    z = torch.tensor([-0.9, -0.2, 0.6], dtype=torch.float64)
+    got = MixedLogit(DELTAS, mixing, FixedDraws(z)).log_prob(ONE)
+    expected = torch.sigmoid(strength(z) * DELTAS[:, None]).mean(-1).log()
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+def test_weights_of_fixed_draws():
+    """Gauss-Hermite as another package would give it: 20 nodes, exact to 1e-6 for this mild scale."""
+    import numpy as np
+
+    x, w = np.polynomial.hermite_e.hermegauss(20)
+    rule = FixedDraws(torch.tensor(x), torch.tensor(w / w.sum()))
+    mixing = dist.LogNormal(*double(-0.5, 0.3))
+    torch.testing.assert_close(
+        MixedLogit(DELTAS, mixing, rule).log_prob(ONE), MixedLogit(DELTAS, mixing).log_prob(ONE), rtol=0, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MonteCarlo(0), "num_draws"),
+        (lambda: MonteCarlo(2.5), "num_draws"),
+        (lambda: MonteCarlo(7, kind="antithetic"), "even"),
+        (lambda: MonteCarlo(8, sharing="all"), "sharing"),
+        (lambda: MonteCarlo(8, kind="sobol"), "QuasiMonteCarlo"),
+        (lambda: QuasiMonteCarlo("pseudo"), "MonteCarlo"),
+        (lambda: Quadrature(4), "num_nodes"),
+        (lambda: FixedDraws(torch.tensor([math.nan])), "finite"),
+        (lambda: FixedDraws(torch.zeros(3), torch.ones(3)), "sum to one"),
+    ],
+    ids=str,
+)
+def test_bad_rules_are_refused(make, message):
+    with pytest.raises(InvalidInputError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("mixing", "rule", "message"),
+    [
+        (lognormal(), ClosedForm(), "Laplace"),
+        (dist.Normal(*double(0.0, 1.0)), ClosedForm(), "Laplace"),
+        (dist.StudentT(*double(5.0)), Quadrature(), "Quadrature"),
+        (dist.StudentT(*double(5.0)), QuasiMonteCarlo("sobol", 8), "sobol draws by row id"),
+        (dist.StudentT(*double(5.0)), FixedDraws(torch.zeros(3)), "no transform"),
+        (dist.Poisson(*double(3.0)), None, "no rsample"),
+    ],
+    ids=["lognormal", "normal", "student_quadrature", "student_sobol", "student_fixed", "poisson"],
+)
+def test_rules_that_do_not_fit_are_refused_by_name(mixing, rule, message):
+    with pytest.raises(IntegrationError, match=message):
+        MixedLogit(DELTAS, mixing, rule).log_prob(ONE)
+
+
+def test_row_ids_must_match_the_rows():
+    with pytest.raises(InvalidInputError, match="row ids"):
+        MixedLogit(DELTAS, lognormal(), MonteCarlo(4).at(rows=torch.arange(3))).log_prob(ONE)
+    with pytest.raises(InvalidInputError, match=r"base draws of shape \(3, 5\)"):
+        MixedLogit(DELTAS, lognormal(), FixedDraws(torch.zeros(3, 5))).log_prob(ONE)
+
+
+def test_a_family_known_only_by_rsample_is_sampled_under_a_forked_generator():
+    mixing = dist.StudentT(*double(8.0, 0.5, 0.3))
+    before = torch.get_rng_state()
+    d = MixedLogit(DELTAS, mixing)
+    first, second = d.log_prob(ONE), d.log_prob(ONE)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(first, second)
+    strength = mixing.sample((400_000,))
+    expected = torch.sigmoid(strength[:, None] * DELTAS).mean(0).log()
+    # K = 1024: five standard deviations of the estimated error, which is itself an estimate from eight seeds
+    assert ((first - expected).abs() < 8 * d.integration_error(ONE.expand(4))).all()
+
+
+@pytest.mark.parametrize("rule", [MonteCarlo(16), QuasiMonteCarlo("sobol", 64), Quadrature(16), None], ids=repr)
+def test_the_reported_error_covers_the_true_one(rule):
+    d = MixedLogit(DELTAS, dist.Gamma(*double(2.0, 3.0)), rule)
+    exact = MixedLogit(DELTAS, dist.Gamma(*double(2.0, 3.0)), ClosedForm()).log_prob(ONE)
+    reported = d.integration_error(ONE.expand(4))
+    assert ((d.log_prob(ONE) - exact).abs() <= 2.0 * reported + 1e-14).all()
+
+
+def test_certain_outcomes_keep_their_digits():
+    """log P near 0 is minus the probability of the contrary, to relative accuracy."""
+    diff = torch.tensor([[40.0, 60.0, 90.0]], dtype=torch.float64)
+    mixing = dist.LogNormal(*double(1.0, 0.3))
+    log_prob = PanelMixedLogit(diff, mixing).log_prob(torch.ones(3).double())
+    contrary = sum(
+        PanelMixedLogit(diff, mixing).log_prob(torch.tensor(y).double()).exp()
+        for y in ([0, 1, 1], [1, 0, 1], [1, 1, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0])
+    )
+    assert float(contrary) < 1e-10
+    torch.testing.assert_close(-log_prob, contrary, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("family", SMOOTH, ids=ids)
+@pytest.mark.parametrize("panel", [False, True], ids=["single", "panel"])
+def test_strength_posterior_against_draws(family, panel):
+    """Posterior mean and sd by reweighting 2e5 draws: z below 5 for each, false-failure rate 1e-6 a case."""
+    mixing = family()
+    n = 200_000
+    strength = mixing.expand((n,)).sample()
+    diff = torch.tensor([1.2, -0.7, 2.0], dtype=torch.float64)
+    if panel:
+        d, y = PanelMixedLogit(diff, mixing), torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+        weight = torch.sigmoid(strength[:, None] * torch.tensor([1.2, -0.7, -2.0], dtype=torch.float64)).prod(-1)
+    else:
+        d, y = MixedLogit(diff[0], mixing), ONE
+        weight = torch.sigmoid(strength * 1.2)
+    weight = weight / weight.sum()
+    mean = (weight * strength).sum()
+    second = (weight * strength**2).sum()
+    got_mean, got_sd = d.strength_posterior(y)
+    error_mean = ((weight * (strength - mean)) ** 2).sum().sqrt()
+    error_second = ((weight * (strength**2 - second)) ** 2).sum().sqrt()
+    assert abs(float((got_mean - mean) / error_mean)) < 5.0
+    # heavy tails make the error of a second moment itself uncertain: twice as wide
+    assert abs(float((got_sd**2 + got_mean**2 - second) / error_second)) < 10.0
+
+
+def test_strength_posterior_of_a_mixture_and_a_point():
+    from mixlogit_align.distributions import FiniteMixture
+
+    shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    d = MixedLogit(
+        torch.tensor(2.0, dtype=torch.float64),
+        FiniteMixture(shares, [dist.Delta(*double(0.2)), dist.Delta(*double(1.5))]),
+    )
+    weight = shares * torch.sigmoid(torch.tensor([0.4, 3.0], dtype=torch.float64))
+    weight = weight / weight.sum()
+    mean, sd = d.strength_posterior(ONE)
+    expected = weight[0] * 0.2 + weight[1] * 1.5
+    torch.testing.assert_close(mean, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(sd, (weight[0] * weight[1]).sqrt() * 1.3, rtol=1e-12, atol=0)
+    mean, sd = MixedLogit(DELTAS, dist.Delta(*double(0.2))).strength_posterior(ONE)
+    assert torch.equal(mean, torch.full((4,), 0.2, dtype=torch.float64))
+    assert torch.equal(sd, torch.zeros(4).double())

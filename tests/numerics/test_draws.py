@@ -1,0 +1,115 @@
+"""Base draws: distribution, structure, and that they depend on nothing but their coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from mixlogit_align.errors import IntegrationError, InvalidInputError
+from mixlogit_align.numerics import draws
+from mixlogit_align.numerics.draws import BaseDraws
+
+KINDS = ["pseudo", "stratified", "antithetic", "halton", "sobol", "mlhs"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@each_kind
+def test_one_draw_of_many_rows_is_uniform(kind):
+    u = BaseDraws(kind, 8, seed=5).uniforms(torch.arange(20_000))
+    # Kolmogorov-Smirnov, false-failure rate 1e-6; a random draw of each row
+    pick = torch.randint(8, (20_000,), generator=torch.Generator().manual_seed(0))
+    one = u[pick, torch.arange(20_000)]
+    assert scipy.stats.kstest(one.numpy(), "uniform").pvalue > 1e-6
+    assert float(u.min()) > 0.0
+    assert float(u.max()) < 1.0
+
+
+@each_kind
+def test_same_coordinates_same_draws(kind):
+    base = BaseDraws(kind, 8, seed=5, step=2)
+    many = base.uniforms(torch.arange(100).reshape(10, 10))
+    assert many.shape == (8, 10, 10)
+    assert torch.equal(base.uniforms(torch.tensor(37)), many[:, 3, 7])
+    assert torch.equal(base.uniforms(torch.tensor([99, 0])), many[:, [9, 0], [9, 0]])
+
+
+@each_kind
+@pytest.mark.parametrize("change", [{"seed": 6}, {"step": 3}, {"seed": -1}, {"seed": 2**63}])
+def test_other_seed_or_step_other_draws(kind, change):
+    rows = torch.arange(50)
+    base = {"seed": 5, "step": 2}
+    same = BaseDraws(kind, 8, **base).uniforms(rows) == BaseDraws(kind, 8, **{**base, **change}).uniforms(rows)
+    assert not same.any()
+
+
+@pytest.mark.parametrize("kind", ["stratified", "sobol", "mlhs", "halton"])
+def test_one_draw_in_each_cell(kind):
+    u = BaseDraws(kind, 16, seed=1).uniforms(torch.arange(200))
+    cells = torch.sort((u * 16).long() if kind != "halton" else ((u - u[:1]) % 1.0 * 16 + 1e-9).long(), 0).values
+    assert torch.equal(cells, torch.arange(16)[:, None].expand(16, 200))
+
+
+def test_antithetic_pairs():
+    u = BaseDraws("antithetic", 6).uniforms(torch.arange(5))
+    assert torch.equal(u[3:], 1.0 - u[:3])
+
+
+def test_halton_is_the_van_der_corput_sequence_up_to_a_rotation():
+    u = BaseDraws("halton", 8).uniforms(torch.arange(4)).T.reshape(-1)
+    expected = torch.tensor(scipy.stats.qmc.Halton(1, scramble=False).random(32)[:, 0])
+    torch.testing.assert_close((u - u[0]) % 1.0, expected, rtol=0, atol=1e-15)
+
+
+def test_neighbouring_rows_and_draws_are_uncorrelated():
+    u = BaseDraws("pseudo", 4, seed=2).uniforms(torch.arange(100_000))
+    z = np.corrcoef(np.vstack([u[:, :-1], u[:1, 1:]])) * np.sqrt(1e5)
+    off = z[~np.eye(5, dtype=bool)]
+    # ten pairs: P(max |z| > 5.2) < 4e-6
+    assert abs(off).max() < 5.2
+
+
+@pytest.mark.parametrize(
+    ("transform", "reference"),
+    [
+        (draws.standard_normal, scipy.stats.norm()),
+        (draws.symmetric_uniform, scipy.stats.uniform(-1, 2)),
+        (draws.symmetric_triangular, scipy.stats.triang(0.5, -1, 2)),
+    ],
+)
+def test_standard_variables_by_inversion(transform, reference):
+    u = torch.linspace(1e-9, 1 - 1e-9, 101, dtype=torch.float64)
+    np.testing.assert_allclose(transform(u).numpy(), reference.ppf(u.numpy()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("concentration", [1e-2, 0.3, 1.0, 7.0, 500.0])
+def test_gamma_quantile(concentration):
+    u = torch.tensor([0.02, 0.4, 0.9, 0.999], dtype=torch.float64)
+    k = torch.tensor(concentration, dtype=torch.float64, requires_grad=True)
+    expected = scipy.stats.gamma(concentration).ppf(u.numpy())
+    np.testing.assert_allclose(draws.gamma_quantile(u, k).detach().numpy(), expected, rtol=1e-10, atol=1e-300)
+    step = 1e-5 * concentration
+    slope = (scipy.stats.gamma(concentration + step).ppf(u) - scipy.stats.gamma(concentration - step).ppf(u)) / (
+        2 * step
+    )
+    each = [torch.autograd.grad(draws.gamma_quantile(v, k), k)[0].item() for v in u]
+    # torch's implicit gradient is accurate to about 1e-4
+    np.testing.assert_allclose(each, slope, rtol=1e-3, atol=1e-8)
+
+
+def test_second_derivative_of_the_gamma_quantile_is_refused():
+    k = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(
+        draws.gamma_quantile(torch.tensor(0.3, dtype=torch.float64), k), k, create_graph=True
+    )
+    with pytest.raises(IntegrationError, match="second derivative"):
+        torch.autograd.grad(slope, k)
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_draws"), [("sobel", 4), ("pseudo", 0), ("pseudo", 1.5), ("pseudo", True), ("antithetic", 5)]
+)
+def test_bad_arguments(kind, num_draws):
+    with pytest.raises(InvalidInputError):
+        BaseDraws(kind, num_draws)
