@@ -12,6 +12,7 @@ import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from mixlogit_align.report.files import Recovery, Run
@@ -79,10 +80,11 @@ def recovery_figure(recovery: Recovery) -> Figure:
         axes.grid(axis="y", visible=False)
 
     outside = sum(abs(z) > 2 for _, z, _ in marks)
+    name = f"recovery-{_slug(recovery.path.stem)}"
     return Figure(
-        "recovery",
+        name,
         "Every estimate against its truth",
-        [_panel("recovery", "", draw, size=(PANEL[0], 0.8 + 0.33 * len(recovery.rows)))],
+        [_panel(name, "", draw, size=(PANEL[0], 0.8 + 0.33 * len(recovery.rows)))],
         [],
         f"Each dot is one parameter, estimated from simulated choices. If the method is right, dots scatter around 0 "
         f"and about 1 in 20 falls outside the grey band; here {outside} of {len(marks)} do. A dot far outside, or "
@@ -175,9 +177,9 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         keys = [_key("the annotators' own", TRUTH), _key("learned, as it stands", OTHER)]
         see = (
             "Compare each coloured curve, the learned strength in the truth's unit, with the shaded truth. Only the "
-            "product of strength and log-ratio is identified: a policy that has gone half as far with twice the "
-            "strength makes the same choices. So the dotted curve, the strength as it stands, may lie elsewhere without fault, "
-            "and is multiplied by the nats of log-ratio that the policy gives to one unit of true utility."
+            "product of strength and log-ratio is identified: a policy that has gone half as far with twice "
+            "the strength makes the same choices. So the dotted curve, the strength as it stands, may lie elsewhere "
+            "without fault; it is multiplied by the nats of log-ratio that the policy gives a unit of true utility."
         )
     else:
         keys = [_key("at the start", OTHER)]
@@ -298,8 +300,8 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
         f"DPO's at 0, at half the mean strength: ambiguous pairs are not weighted down. At −{far:.0f} nats {first} "
         f"pulls with {at(weights[first], -far):.2g} where DPO pulls with {at(dpo, -far):.2g}; at +{far:.0f} with "
         f"{at(weights[first], far):.2g} against {at(dpo, far):.2g}. So what loses weight are pairs that the policy "
-        "gets confidently wrong, and well-fitted pairs keep more: it is a robust loss. The bars at the bottom span nine in "
-        "ten held-out pairs at the end of training; outside them the curves hardly mattered.",
+        "gets confidently wrong, and well-fitted pairs keep more: it is a robust loss. The bars at the bottom span "
+        "nine in ten held-out pairs at the end of training; outside them the curves hardly mattered.",
     )
 
 
@@ -472,7 +474,7 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r'( id="|="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), svg)
     # the view box scales it; a label takes its place for readers who do not see it
-    head = f'<svg role="img" aria-label="{title}"' if title else '<svg aria-hidden="true"'
+    head = f'<svg role="img" aria-label="{escape(title)}"' if title else '<svg aria-hidden="true"'
     return re.sub(r"\s*\n\s*", "\n", svg.replace("<svg", head, 1))
 
 

@@ -147,7 +147,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     ----------
     paths : sequence of Path
         Each a run folder (it has a ``config.yaml``), a ``first_light.json`` or ``recovery.json``, or a folder
-        with these in it or in its ``runs``.
+        with these in it or one folder further down.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     runs: list[Run] = []
     for path in paths:
         files = [path] if path.is_file() else [path / name for name in RECOVERY_FILES if (path / name).is_file()]
-        folders = [file.parent for pattern in ("config.yaml", "*/config.yaml", "runs/*/config.yaml")
+        folders = [file.parent for pattern in ("config.yaml", "*/config.yaml", "*/*/config.yaml")
                    for file in path.glob(pattern)]  # fmt: skip
         if not files and not folders:
             raise InvalidInputError(

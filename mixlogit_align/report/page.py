@@ -81,20 +81,22 @@ def _verdict(found: Sequence[Check]) -> str:
 
 
 def _recovery(recovery: Recovery) -> str:
-    what = "beside xlogit" if recovery.beside_xlogit else "by this package alone"
-    failures = sum((row["xlogit_default_start"] or "").startswith("failed") for row in recovery.rows)
-    starts = ""
+    what, starts = "by this package alone", ""
     if recovery.beside_xlogit:
-        tried = sum(row["xlogit_default_start"] is not None for row in recovery.rows)
+        what = "beside xlogit"
+        outcomes = [row["xlogit_default_start"] for row in recovery.rows if row["xlogit_default_start"] is not None]
+        failures = sum(outcome.startswith("failed") for outcome in outcomes)
         starts = (
-            f"<p>From its own default start xlogit failed in {failures} of {tried} cases, as the last column says; for "
-            "the comparison it was given a start that works.</p>"
+            f"<p>From its own default start xlogit failed in {failures} of {len(outcomes)} cases, as the last column "
+            "says; for the comparison it was given a start that works.</p>"
         )
-    body = (
-        f"{tables.recovery_table(recovery)}{starts}{_figure(figures.recovery_figure(recovery))}"
-        f"{_details('Notes on every case', tables.recovery_notes(recovery))}"
+    return _section(
+        f"Known strengths recovered, {what}",
+        tables.recovery_table(recovery)
+        + starts
+        + _figure(figures.recovery_figure(recovery))
+        + _details("Notes on every case", tables.recovery_notes(recovery)),
     )
-    return _section(f"Known strengths recovered, {what}", body)
 
 
 def _fine_tuning(runs: Sequence[Run]) -> list[str]:
@@ -151,5 +153,6 @@ def _figure(figure: figures.Figure) -> str:
     )
     return (
         f'<figure id="{figure.name}" class="panels-{min(len(figure.panels), 3)}">'
-        f'<h3>{escape(figure.title)}</h3>{legend}<div class="panels">{panels}</div><figcaption>{escape(figure.caption)}</figcaption></figure>\n'
+        f'<h3>{escape(figure.title)}</h3>{legend}<div class="panels">{panels}</div>'
+        f"<figcaption>{escape(figure.caption)}</figcaption></figure>\n"
     )

@@ -1,0 +1,152 @@
+"""The page: self-contained, complete, and made of the files alone."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from mixlogit_align.report import build_page, read_evidence, write_report
+
+from .conftest import losses, recovery_row, write_recovery, write_run
+from .test_files import SFT
+
+VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use"}
+
+
+class Reader(HTMLParser):
+    """Text, addresses and unbalanced tags of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.unbalanced: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attributes if name in ("src", "href", "xlink:href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.unbalanced.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] not in (["style"], ["text"]):
+            self.words.append(data)
+
+
+@pytest.fixture(scope="session")
+def page(demonstration: Path) -> str:
+    return build_page(read_evidence([demonstration]))
+
+
+def test_it_is_self_contained(page: str) -> None:
+    reader = Reader(page)
+    assert [address for address in reader.addresses if not address.startswith("#")] == []
+    assert "://" not in page
+    assert set(reader.tags) & {"script", "link", "iframe", "img", "object", "embed"} == set()
+    assert "@import" not in page
+    assert re.findall(r"url\((?!#)", page) == []
+    assert len(page.encode()) < 5_000_000
+
+
+def test_it_is_well_formed(page: str) -> None:
+    reader = Reader(page)
+    assert (reader.unbalanced, reader.open) == ([], [])
+    ids = re.findall(r' id="([^"]+)"', page)
+    keys = [name for name in ids if "key-" in name]  # legends of equal entries are equal
+    assert len(set(ids) - set(keys)) == len(ids) - len(keys)
+
+
+def test_the_verdict_comes_first(page: str) -> None:
+    text = Reader(page).text
+    assert text.index("All 6 checks passed") < text.index("Known strengths recovered, beside xlogit")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "1.2345 (0.1000)",  # an estimate and its standard error
+        "+2.35",  # its z, rounded
+        "1.2301",  # xlogit's
+        "failed: Local search could not find a higher log likelihood value",
+        "xlogit failed in 1 of 2 cases",
+        "here 2 of 4 do",  # |z| > 2
+        "0.9870 (0.0200)",  # without heterogeneity
+        "a & b",  # a note
+        "0.5221",  # a final loss
+        "0.0367",  # excess loss
+        "0.4991",  # attainable
+        "MixDPO <lognormal>",  # a name, escaped
+        "mean 0.240, sd 0.169",  # the gamma in the truth's unit
+        "a parameter moves 0.321",
+        "says little about it",  # what the spread is not
+        "ambiguous pairs are not weighted down",
+        "0.123",  # probability error
+        "0.2.7",  # xlogit's version
+        "a machine",
+        "strength_cv: 0.0",  # the configuration
+    ],
+)
+def test_it_says(page: str, words: str) -> None:
+    assert words in Reader(page).text
+
+
+def test_every_figure_says_what_to_see(page: str) -> None:
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert len(captions) == page.count("<figure") == 2 + 1 + 2 * 4 + 1
+    assert [caption for caption in captions if len(caption.split()) < 20] == []
+
+
+def test_light_and_dark_define_every_colour_used(page: str) -> None:
+    used = set(re.findall(r"var\((--[\w-]+)\)", page))
+    roots = [set(re.findall(r"(--[\w-]+):", root)) for root in re.findall(r":root \{(.*?)\}", page, re.DOTALL)]
+    assert len(roots) == 3  # light, dark, print
+    assert [used - root for root in roots] == [set(), set(), set()]
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_it_is_a_function_of_the_files(demonstration: Path, page: str, tmp_path: Path) -> None:
+    found = write_report([demonstration], tmp_path / "new" / "report.html")
+    assert all(check.passed for check in found)
+    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_an_interrupted_demonstration_is_readable(tmp_path: Path) -> None:
+    write_recovery(tmp_path / "recovery.json", [recovery_row("normal, panel")], passed=False)
+    write_run(tmp_path / "alignment" / "sft", SFT, losses("sft", [5.0, 4.0]), status="interrupted")
+    text = Reader(build_page(read_evidence([tmp_path]))).text
+    assert "Interrupted: 1 of 3 checks passed" in text
+    assert "SFT 5.0000 to 4.0000 (interrupted)" in text
+
+
+def test_a_failure_is_told_first(tmp_path: Path) -> None:
+    write_recovery(tmp_path / "recovery.json", [recovery_row("normal, panel", passed=False)], passed=False)
+    page = build_page(read_evidence([tmp_path]))
+    assert "2 of 2 checks failed" in Reader(page).text
+    assert '<header class="bad">' in page
+
+
+def test_nothing_recovered_yet(tmp_path: Path) -> None:
+    write_recovery(tmp_path / "recovery.json", [], passed=False)
+    assert "0 of 0 cases" in Reader(build_page(read_evidence([tmp_path]))).text
