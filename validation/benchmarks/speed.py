@@ -76,7 +76,8 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def lognormal(rule: Any, validate: bool | None = None) -> LogProb:
+# torch.compile switches the default of validate_args off for the whole process: it is said each time.
+def lognormal(rule: Any, validate: bool = True) -> LogProb:
     def log_prob(delta: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
         mixing = dist.LogNormal(loc, scale, validate_args=validate)
         return MixedLogit(delta, mixing, rule, validate_args=validate).log_prob(torch.ones_like(delta))
@@ -84,7 +85,7 @@ def lognormal(rule: Any, validate: bool | None = None) -> LogProb:
     return log_prob
 
 
-def gamma(rule: Any, validate: bool | None = None) -> LogProb:
+def gamma(rule: Any, validate: bool = True) -> LogProb:
     def log_prob(delta: Tensor, concentration: Tensor, rate: Tensor) -> Tensor:
         mixing = dist.Gamma(concentration, rate, validate_args=validate)
         return MixedLogit(delta, mixing, rule, validate_args=validate).log_prob(torch.ones_like(delta))
