@@ -1,0 +1,44 @@
+"""On xlogit's own Halton draws, at fixed parameters and at the maximum; the functions are those of first_light."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+
+from mixlogit_align.econometrics import MixedLogitModel
+
+pytest.importorskip("xlogit")
+NUM_DRAWS = 25
+
+
+@pytest.mark.parametrize("panel", [False, True], ids=["cross-section", "panel"])
+@pytest.mark.parametrize("family", ["normal", "lognormal", "uniform", "triangular"])
+def test_log_likelihood_gradient_and_fit_are_xlogits(
+    study: Callable[[str], ModuleType], family: str, panel: bool
+) -> None:
+    first_light = study("first_light")
+    (case,) = (c for c in first_light.cases() if c.family == family and c.panel == panel and c.heterogeneous)
+    case = replace(case, num_individuals=100 if panel else 1000)
+    simulated = first_light.simulate(case)
+    peer = first_light.Peer(simulated, family, NUM_DRAWS)
+    loglik, gradient = first_light.compare_at_fixed_parameters(case, simulated, peer)
+    assert loglik <= first_light.SAME_LOGLIK
+    assert gradient <= first_light.SAME_LOGLIK
+    model = MixedLogitModel(simulated.data, random={"x": family})
+    row = first_light.against_xlogit(case, simulated, NUM_DRAWS, model)
+    assert row["fit_abs_diff"] <= first_light.SAME_FIT
+    assert row["xlogit_default_start"].startswith(("converged", "failed: "))
+
+
+def test_the_draws_are_standard(study: Callable[[str], ModuleType]) -> None:
+    """Quasi-random draws of the standard variable: mean 0 and the family's variance, to a few per cent."""
+    first_light = study("first_light")
+    simulated = first_light.simulate(first_light.cases()[0])
+    for family, variance in {"normal": 1.0, "lognormal": 1.0, "uniform": 1 / 3, "triangular": 1 / 6}.items():
+        draws = torch.from_numpy(first_light.Peer(simulated, family, NUM_DRAWS).draws)
+        assert abs(float(draws.mean())) < 0.01
+        assert float(draws.var()) == pytest.approx(variance, rel=0.02)
