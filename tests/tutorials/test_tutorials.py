@@ -5,6 +5,7 @@ What they claim they assert themselves, from fixed seeds: an assertion that fail
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -67,6 +68,6 @@ def test_cells_have_names(path: Path) -> None:
     names = [cell.id for cell in cells]
     assert len(set(names)) == len(names)
     assert [name for name in names if not name.replace("-", "").isalpha()] == []
-    below = [after for before, after in zip(cells, cells[1:], strict=False) if before.id.endswith("-figure")]
+    below = [after for before, after in itertools.pairwise(cells) if before.id.endswith("-figure")]
     assert below
     assert [cell.id for cell in below if "*What to see:*" not in cell.source] == []
