@@ -76,7 +76,7 @@ def recovery_figure(recovery: Recovery) -> Figure:
         axes.set_ylim(len(labels) - 0.5, -0.5)
         reach = max(3.2, recovery.largest_z * 1.1)
         axes.set_xlim(-reach, reach)
-        axes.set_xlabel("(estimate − truth) / standard error")
+        axes.set_xlabel("z = (estimate − truth) / s.e.")
         axes.grid(axis="y", visible=False)
 
     outside = sum(abs(z) > 2 for _, z, _ in marks)
@@ -94,11 +94,13 @@ def recovery_figure(recovery: Recovery) -> Figure:
 
 def sft_figure(runs: Sequence[Run]) -> Figure:
     """Loss of supervised fine-tuning."""
+    styles = _styles(runs)
 
     def draw(axes: Any) -> None:
-        for run, style in zip(runs, _styles(runs).values(), strict=False):
-            for split, change in (("train", {"alpha": 0.35, "linewidth": 0.9, "marker": ""}), ("eval", {})):
-                axes.plot(*run.series("sft", split, "loss"), **{**style, **change})
+        for run in runs:
+            faint = {**styles[run.name], "alpha": 0.35, "linewidth": 0.9, "marker": ""}
+            axes.plot(*run.series("sft", "train", "loss"), **faint)
+            axes.plot(*run.series("sft", "eval", "loss"), **styles[run.name])
         axes.set_xlabel("examples seen")
         axes.set_ylabel("nats per token")
 
@@ -106,7 +108,7 @@ def sft_figure(runs: Sequence[Run]) -> Figure:
         "sft",
         "First the policy learns to write",
         [_panel("sft", "negative log-likelihood of the chosen responses", draw)],
-        _keys(_styles(runs)),
+        _keys(styles, runs),
         "Supervised fine-tuning on the chosen responses: the faint line is the training loss, the marked one is "
         "held out. It should fall and flatten. The policy that comes out is where every method below starts, and "
         "the reference that it is held against.",
@@ -142,9 +144,9 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
         [
             _panel(f"{name}-loss", "loss", curve("loss", "nats per comparison")),
             _panel(f"{name}-accuracy", "accuracy", curve("accuracy", "share ranked as chosen")),
-            _panel(f"{name}-margin", "reward margin", curve("margin/reward", "mean strength × log-ratio difference")),
+            _panel(f"{name}-margin", "reward margin", curve("margin/reward", "mean strength × nats")),
         ],
-        [*_keys(styles), *([_key("attainable under the truth", TRUTH)] if held_out else [])],
+        [*_keys(styles, runs), *([_key("attainable under the truth", TRUTH)] if held_out else [])],
         "Every method starts at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise."
         f"{attainable} Where accuracies are close and margins are not, methods rank responses "
         "alike and differ in how sure they are.",
@@ -153,13 +155,14 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
 
 def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     """Learned strength densities beside the truth, or else beside the start; None where no strength was learned."""
-    runs = _learned(runs)
+    styles, runs = _lines_only(_styles(runs)), _learned(runs)
     if not runs:
         return None
-    styles = _lines_only(_styles(runs))
     known = all(run.truth is not None for run in runs)
     curves = {run.name: _strength_curves(run, styles[run.name], known=known) for run in runs}
-    top = max(record["mean"] + 2.5 * record["sd"] for each in curves.values() for record, _ in each)
+    # the curves that are compared are seen whole, the dotted ones at least to their bulk
+    top = max(record["mean"] + (1 if style is OTHER else 4) * record["sd"]
+              for each in curves.values() for record, style in each)  # fmt: skip
 
     def panel(run: Run) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
@@ -189,7 +192,7 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         name,
         "The strength that was learned",
         [_panel(f"{name}-{i}", _moments(curves[run.name][0][0], run.name), panel(run)) for i, run in enumerate(runs)],
-        [*_keys(styles), *keys],
+        [*_keys(styles, runs), *keys],
         f"{see} Do not read the spread as measured heterogeneity: a loss that sees one comparison at a time says "
         "little about it, and the learning rate bounds the way. Under a constant gradient a parameter moves "
         f"{drift:.3g} in the whole run, on the scale on which it is learned (logs of positive parameters).",
@@ -198,10 +201,9 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
 
 def trajectory_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     """Mean and relative spread of the strength over training; None where no strength was learned."""
-    runs = _learned(runs)
+    styles, runs = _lines_only(_styles(runs)), _learned(runs)
     if not runs:
         return None
-    styles = _lines_only(_styles(runs))
     truth = next((run.truth["strength"] for run in runs if run.truth), None)
 
     def draw_mean(axes: Any) -> None:
@@ -226,7 +228,7 @@ def trajectory_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         name,
         "How the strength moved",
         [_panel(f"{name}-mean", "mean, as it stands", draw_mean), _panel(f"{name}-cv", "relative spread", draw_cv)],
-        [*_keys(styles), *([_key("the annotators' own", TRUTH)] if truth else [])],
+        [*_keys(styles, runs), *([_key("the annotators' own", TRUTH)] if truth else [])],
         "The mean has no truth of its own to reach, since the policy's log-ratios can make up for it; the relative "
         "spread has. A spread that ends near the truth is no proof that it was measured: look whether it was still "
         "moving when training ended, and whether it ends elsewhere when the truth is another.",
@@ -242,10 +244,9 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
     import torch
 
     point = next((run.strength["mean"] for run in runs if run.strength and run.strength["sd"] == 0), None)
-    runs = _learned(runs)
+    styles, runs = _lines_only(_styles(runs)), _learned(runs)
     if not runs:
         return None
-    styles = _lines_only(_styles(runs))
     means = {run.name: run.strength["mean"] for run in runs if run.strength}
     mean = point or next(iter(means.values()))
     delta = torch.linspace(-8 / mean, 8 / mean, 321, dtype=torch.float64)
@@ -295,7 +296,7 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
             _panel("weights-absolute", f"weight, all scaled to mean strength {mean:.3g}", draw),
             _panel("weights-relative", "relative to DPO", draw_ratio),
         ],
-        [_key("DPO", TRUTH), *_keys(styles)],
+        [_key("DPO", TRUTH), *_keys(styles, runs)],
         "The weight is minus the slope of the loss in the log-ratio difference: how hard a pair pulls. All curves meet "
         f"DPO's at 0, at half the mean strength: ambiguous pairs are not weighted down. At −{far:.0f} nats {first} "
         f"pulls with {at(weights[first], -far):.2g} where DPO pulls with {at(dpo, -far):.2g}; at +{far:.0f} with "
@@ -307,10 +308,10 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
 
 def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -> Figure | None:
     """Learned choice probabilities against the true ones; None where the truth is unknown."""
+    styles = _styles(runs)
     runs = [run for run in runs if run.truth is not None and run.log_ratios is not None and run.simulated is not None]
     if not runs:
         return None
-    styles = _styles(runs)
 
     def draw(axes: Any) -> None:
         for run in runs:
@@ -330,7 +331,7 @@ def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -
         name,
         "Are the choice probabilities right?",
         [_panel(name, "that the response shown first is chosen, by tenths of the held-out pairs", draw)],
-        [*_keys(styles), _key("perfectly calibrated", TRUTH)],
+        [*_keys(styles, runs), _key("perfectly calibrated", TRUTH)],
         "On the diagonal, the probabilities that the policy and its strength imply are the annotators' own. Flatter "
         "than the diagonal means overconfident, steeper means too timid. The root mean squared error over single "
         f"pairs, which also counts scatter within a tenth: {errors}.",
@@ -429,8 +430,9 @@ def _lines_only(styles: Mapping[str, Style]) -> dict[str, Style]:
     return {name: {**style, "marker": ""} for name, style in styles.items()}
 
 
-def _keys(styles: Mapping[str, Style]) -> list[Key]:
-    return [_key(label, style) for label, style in styles.items()]
+def _keys(styles: Mapping[str, Style], runs: Sequence[Run]) -> list[Key]:
+    """The legend of the runs that a figure shows."""
+    return [_key(name, style) for name, style in styles.items() if name in {run.name for run in runs}]
 
 
 def _key(label: str, style: Style) -> Key:

@@ -1,0 +1,190 @@
+"""The command line: exit statuses, errors in one line, and runs that end in a report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlogit_align import cli
+from mixlogit_align.errors import ConvergenceError, InvalidInputError
+
+TINY = """
+out: {out}
+name: tiny
+data: {{source: simulated, num_train: 16, num_eval: 16, num_annotators: 4}}
+model: {{kind: new, hidden_size: 16, num_layers: 1, num_heads: 2, max_positions: 64, vocab_size: 300}}
+tokenization: {{max_length: 48, max_prompt_length: 24}}
+sft: {{batch_size: 8, eval_batch_size: 16, eval_every_examples: 8, optim: {{lr: 1e-3, warmup_steps: 1}}}}
+preference:
+  batch_size: 8
+  eval_batch_size: 16
+  eval_every_examples: 8
+  strength: {{family: gamma, lr: 1e-2}}
+  optim: {{lr: 1e-3, warmup_steps: 1}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "run.yaml").write_text(TINY.format(out=tmp_path / "run"))
+    return tmp_path / "run.yaml"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["--version"]])
+def test_help_succeeds(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 0
+    assert capsys.readouterr().out
+
+
+def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    wanted = ["demo", "sft", "train", "report", "examples:", "130 interrupted"]
+    assert [word for word in wanted if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "COMMAND"),
+        (["dance"], "invalid choice"),
+        (["report"], "RUN"),
+        (["train"], "--config"),
+        (["demo", "--quik"], "unrecognized arguments: --quik"),
+        (["report", "somewhere", "--strength.lr", "1"], "unrecognized arguments: --strength.lr 1"),
+        (["train", "--config", "run.yaml", "stray"], "unrecognized argument: stray"),
+        (["train", "--config", "run.yaml", "--seed"], "no value for --seed"),
+    ],
+)
+def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == cli.USAGE
+    assert message in capsys.readouterr().err
+
+
+def one_line(text: str) -> bool:
+    return text.count("\n") == 1 and text.endswith("\n") and "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--preference.optim.lr", "fast"], "preference.optim.lr: got 'fast'"),
+        (["--preferenc.optim.lr=1"], "unknown preferenc"),
+        (["--preference.strength.family", "cauchy"], "expected one of point, lognormal, gamma"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(
+    config: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--config", str(config), *more]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert message in error
+    assert one_line(error)
+    assert not (config.parent / "run").exists()
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", str(tmp_path / "none.yaml")]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "none.yaml" in error
+    assert one_line(error)
+
+
+def test_no_evidence_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(tmp_path)]) == cli.USAGE
+    assert one_line(capsys.readouterr().err)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (InvalidInputError("x"), cli.USAGE),
+        (ConvergenceError("x"), cli.FAILED),
+        (KeyboardInterrupt(), cli.INTERRUPTED),
+        (FileNotFoundError("x"), cli.USAGE),
+    ],
+)
+def test_exit_status_of_errors(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(options: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_report", fail)
+    assert cli.main(["report", "somewhere"]) == status
+    assert one_line(capsys.readouterr().err)
+
+
+def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(options: Any) -> int:
+        raise AssertionError("an invariant")
+
+    monkeypatch.setattr(cli, "_report", fail)
+    with pytest.raises(AssertionError, match="an invariant"):
+        cli.main(["report", "somewhere"])
+
+
+@pytest.mark.parametrize(
+    "rest, settings",
+    [
+        ([], []),
+        (["--optim.lr", "1e-6", "--seed=3"], ["optim.lr=1e-6", "seed=3"]),
+        (["--a", "--b"], ["a=--b"]),  # a value may begin with dashes, as a negative number does
+        (["--out", "x=y"], ["out=x=y"]),
+    ],
+)
+def test_overrides(rest: list[str], settings: list[str]) -> None:
+    assert cli._overrides(cli._parser(), rest) == settings
+
+
+def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = ["train", "--config", str(config)]
+    assert cli.main([*train, "--name", "renamed", "--preference.strength.lr", "0.02"]) == 0
+    run = tmp_path / "run"
+    assert "preference: held-out loss" in capsys.readouterr().out
+    assert json.loads((run / "run.json").read_text())["name"] == "renamed"
+    assert json.loads((run / "strength.json").read_text())["learning_rate"] == 0.02
+    assert "renamed" in (run / "report.html").read_text(encoding="utf-8")
+
+    assert cli.main(train) == cli.USAGE  # the folder holds a run
+    assert one_line(capsys.readouterr().err)
+    assert cli.main(["sft", "--config", str(config), "--overwrite"]) == 0
+    assert "preference" not in capsys.readouterr().out
+    assert not (run / "strength.json").exists()
+
+    page = tmp_path / "elsewhere" / "page.html"
+    assert cli.main(["report", str(run), "--out", str(page)]) == 0
+    assert page.stat().st_size > 1000
+
+
+def test_report_of_a_failure_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names: Callable[..., dict[str, None]] = dict.fromkeys
+    row = {
+        "case": "a", "true": {"x.loc": 1.0}, "estimate": {"x.loc": 9.0}, "std_error": {"x.loc": 0.1},
+        "z": {"x.loc": 80.0}, "note": "", "seconds": 1.0, "passed": False, "xlogit_estimate": None,
+    } | names(("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff", "xlogit_default_start"))  # fmt: skip
+    content = {"versions": {}, "machine": "m", "rows": [row], "passed": False}
+    (tmp_path / "recovery.json").write_text(json.dumps(content))
+    assert cli.main(["report", str(tmp_path)]) == cli.FAILED
+    assert "FAILED Known strengths recovered: 0 of 1 cases" in capsys.readouterr().out
+    assert (tmp_path / "report.html").exists()
+
+
+def test_it_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mixlogit_align.cli", "report", "nowhere"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == cli.USAGE
+    assert one_line(done.stderr)
