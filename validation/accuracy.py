@@ -63,7 +63,7 @@ def study(name: str, count: int, workers: int) -> dict[str, Any]:
     tables = generate.arrays(rows, references)
     dtype = torch.float32 if name.endswith("float32") else torch.float64
     values = measure.evaluate(group.family, group.kind, tables, dtype)
-    errors = measure.errors(values, tables, bar.floor)
+    errors = measure.errors(values, tables, bar)
     names = generate.FAMILIES[group.family].names
     gradients = {
         **{f"by {p}": float(e) for p, e in zip(names, errors.by_params.max(0), strict=True)},

@@ -19,7 +19,6 @@ from torch.nn.functional import logsigmoid
 
 from mixlogit_align.distributions.mixing import (
     Family,
-    _Gamma,
     _LogNormal,
     _Point,
     _Sampled,
@@ -33,6 +32,7 @@ from mixlogit_align.numerics.special import lead
 
 _MARGIN = 4.0  # e-folds beyond which a tail is simple to float64 accuracy
 _CERTAIN = -0.05  # log P above which P is computed from its complement
+_LEAST = -1e-320  # stands for a log-likelihood that rounds to 0
 _REDRAWS = 8
 
 
@@ -136,10 +136,7 @@ class ClosedForm(Integration):
             )
         diff = conditional.comparison
         s = special.absolute(diff).expand(self._shape(conditional, family))
-        if isinstance(family, _Gamma) and family.power is None:
-            q = special.log_expected_sigmoid_gamma(s, family.concentration, family.scale)
-        else:
-            q = special.log_expected_sigmoid(family.log_laplace, s)
+        q = family.log_expected_sigmoid(s)
         return torch.where(diff < 0, q, special.log_complement(q))
 
     def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +193,7 @@ class Quadrature(Integration):
         # P close to 1: its logarithm keeps digits only through 1 - P
         opposite = dataclasses.replace(
             conditional,
-            loglik=lambda strength: special.log1mexp(conditional.loglik(strength).clamp_max(-1e-320)),
+            loglik=lambda strength: special.log1mexp(conditional.loglik(strength).clamp_max(_LEAST)),
         )
         complement = self._log_integral(opposite, family)
         safe = torch.where(certain, complement, -1.0)
@@ -451,7 +448,7 @@ class QuasiMonteCarlo(_Seeded):
     num_draws : int
         K.
     seed : int
-        Of the rotation (halton), the digital shift (sobol), the offset (mlhs).
+        Of the rotation (halton), the scrambling (sobol), the offset (mlhs).
     """
 
     kind: Literal["halton", "sobol", "mlhs"] = "sobol"
@@ -575,13 +572,21 @@ def _by_component(rule: Integration | None, mixing: Any, conditional: Conditiona
 
 
 def _average(parts: _Parts, conditional: Conditional, rows: Tensor) -> Tensor:
-    values = []
+    shares, values = [], []
     for log_share, rule, family in parts:
         value = rule.log_expectation(conditional, family, rows)
         if log_share is None:
             return value
-        values.append(log_share + value)
-    return torch.logsumexp(torch.stack(torch.broadcast_tensors(*values)), 0)
+        shares.append(log_share)
+        values.append(value)
+    share, value = torch.stack(torch.broadcast_tensors(*shares)), torch.stack(torch.broadcast_tensors(*values))
+    share = lead(share, value.dim() - 1)
+    direct = torch.logsumexp(share + value, 0)
+    certain = direct > _CERTAIN
+    if not _holds_somewhere(certain):
+        return direct
+    contrary = torch.logsumexp(share + special.log1mexp(value.clamp_max(_LEAST)), 0)
+    return torch.where(certain, torch.log1p(-torch.exp(torch.where(certain, contrary, -1.0))), direct)
 
 
 def log_marginal(rule: Integration | None, mixing: Any, conditional: Conditional, rows: Tensor) -> Tensor:

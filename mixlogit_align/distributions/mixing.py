@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from mixlogit_align.distributions.families import (
     FiniteMixture,
@@ -69,6 +70,10 @@ class Family:
     def log_laplace(self, s: Tensor) -> Tensor:
         """log E[exp(-s * strength)] for s >= 0."""
         raise NotImplementedError
+
+    def log_expected_sigmoid(self, s: Tensor) -> Tensor:
+        """log E[sigma(-s * strength)] for s >= 0, in closed form."""
+        return special.log_expected_sigmoid(self.log_laplace, s)
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         """Intervals (near, far), ``near`` the end closer to 0; ``far`` may be infinite."""
@@ -209,8 +214,8 @@ class _Gamma(Family):
     def has_laplace(self) -> bool:
         return self.power is None
 
-    def log_laplace(self, s: Tensor) -> Tensor:
-        return -self.concentration * torch.log1p(s * self.scale)
+    def log_expected_sigmoid(self, s: Tensor) -> Tensor:
+        return special.log_expected_sigmoid_gamma(s, self.concentration, self.scale)
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         return [(torch.zeros_like(self.scale), torch.full_like(self.scale, math.inf))]
@@ -264,6 +269,9 @@ class _HalfNormal(_Gamma):
     def log_laplace(self, s: Tensor) -> Tensor:
         return special.log_mills(s * self.sd) - 0.5 * math.log(math.pi / 2.0)
 
+    def log_expected_sigmoid(self, s: Tensor) -> Tensor:
+        return special.log_expected_sigmoid(self.log_laplace, s)
+
 
 class _InverseGaussian(Family):
     """Nodes move as tau = 2 sqrt(phi) sinh(u / 2), u = log(strength / mean), phi = concentration / mean.
@@ -279,7 +287,8 @@ class _InverseGaussian(Family):
         self.loc, self.concentration = _double(mixing.loc), _double(mixing.concentration)
 
     def log_laplace(self, s: Tensor) -> Tensor:
-        return -2.0 * self.loc * s / (1.0 + torch.sqrt(1.0 + 2.0 * self.loc * (self.loc / self.concentration) * s))
+        inverse = 1.0 / self.loc
+        return -2.0 * s / (inverse + torch.sqrt(inverse * inverse + 2.0 * s / self.concentration))
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         return [(torch.zeros_like(self.loc), torch.full_like(self.loc, math.inf))]
@@ -397,6 +406,27 @@ class _TruncatedNormal(_Interval):
         moderate = torch.where(is_low | is_high, 0.0, shift)
         around = -s * self.loc + 0.5 * (moderate * moderate + c * c)
         return torch.where(is_low, by_low, torch.where(is_high, by_high, around)) + rest - rest0
+
+    def log_expected_sigmoid(self, s: Tensor) -> Tensor:
+        # where strength hardly matters, derivatives by the parameters are small differences of tails: there the mean of
+        # sigma is taken about one of its values, h E[1 + (sigma - h) / h], by a Gauss-Legendre rule
+        with torch.no_grad():
+            alpha, omega, _ = standardised_ends(self.loc, self.scale, self.low, self.high)
+            mode = alpha.clamp_min(0.0).minimum(omega)
+            reach = torch.sqrt(mode * mode + 76.0)
+        low = torch.where(alpha > -reach, self.low, self.loc - reach * self.scale)
+        high = torch.where(omega < reach, self.high, self.loc + reach * self.scale)
+        weak = s * (high - low) < 0.5
+        t, log_weight = special.gauss_legendre(64, s)
+        shape = (64,) + (1,) * max(s.dim(), low.dim())
+        strength = low + (high - low) * t.reshape(shape)
+        z = (strength - self.loc) / self.scale
+        share = torch.softmax(log_weight.reshape(shape) - 0.5 * z * z, 0)
+        about = (self.loc + mode * self.scale).detach()
+        small = torch.where(weak, s, 0.0)
+        relative = torch.sigmoid(small * strength) * torch.expm1(small * (about - strength))
+        centred = logsigmoid(-small * about) + torch.log1p((share * relative).sum(0))
+        return torch.where(weak, centred, super().log_expected_sigmoid(s))
 
     def center(self) -> Tensor:
         return torch.minimum(torch.maximum(self.loc, self.low), self.high)

@@ -70,7 +70,8 @@ class BaseDraws:
     kind : str
         ``pseudo``: independent. ``stratified``: one in each of K equal cells. ``antithetic``: u and 1 - u, K even.
         ``halton``: row r takes elements r*K .. r*K + K - 1 of one base-2 sequence, rotated by (seed, step).
-        ``sobol``: the first K points of the base-2 sequence under a digital shift of (seed, step, row).
+        ``sobol``: the first K points of the base-2 sequence, Owen-scrambled by (seed, step, row): one in each of K
+        cells if K is a power of 2.
         ``mlhs``: K equally spaced points under one random shift a row (modified Latin hypercube).
     num_draws : int
         K.
@@ -118,7 +119,10 @@ class BaseDraws:
             return self._inside((_to_unit(sequence) + shift) % 1.0)
         key = _hash(rows, self.seed, self.step)
         if self.kind == "sobol":
-            return _to_unit(_reverse_bits(index) ^ key)
+            # Owen's scrambling of the base-2 sequence: leading digits shifted by row, the rest drawn anew for each point
+            trailing = (1 << (64 - (k - 1).bit_length())) - 1 if k > 1 else -1
+            fresh = _mix(key + (index + 1) * _GOLDEN)
+            return self._inside(_to_unit(((_reverse_bits(index) ^ key) & ~trailing) | (fresh & trailing)))
         if self.kind == "mlhs":
             return self._inside((index + _to_unit(key)) / k)
         if self.kind == "antithetic":

@@ -99,6 +99,36 @@ def find_window(
     return edges[0], edges[1]
 
 
+def _stretched_left(w: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+    """u(w) with slope tending to ``rate`` left of 0 and to 1 right of it, and that slope."""
+    return w - (rate - 1.0) * softplus(-w, threshold=50.0), 1.0 + (rate - 1.0) * torch.sigmoid(-w)
+
+
+def _uniform(start: Tensor, stop: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    fractions = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=start.device)
+    return start + (stop - start) * fractions.reshape((n,) + (1,) * start.dim()), (stop - start) / (n - 1)
+
+
+def left_stretched_trapezoid(
+    left: Tensor, right: Tensor, left_at: Tensor, rate: Tensor, n: int
+) -> tuple[Tensor, Tensor]:
+    """n nodes on [left, right]: equal steps right of ``left_at``, up to ``rate`` times longer to the left of it.
+
+    Returns
+    -------
+    tuple of Tensor
+        Nodes u (n, *batch) and log(du/dw * h) (n, *batch).
+    """
+    ends = torch.stack((left - left_at, right - left_at))
+    # one Newton step from the piecewise-linear inverse: the ends need not be met exactly
+    w = torch.where(ends < 0, ends / rate, ends)
+    value, slope = _stretched_left(w, rate)
+    w = w - (value - ends) / slope
+    nodes, step = _uniform(w[0], w[1], n)
+    u, slope = _stretched_left(nodes, rate)
+    return u + left_at, torch.log(slope * step)
+
+
 def stretched(w: Tensor, left_at: Tensor, left_rate: Tensor, right_at: Tensor, right_rate: Tensor) -> Tensor:
     """u(w) with slope 1 between ``left_at`` and ``right_at``, tending to the two rates outside."""
     return (
@@ -224,16 +254,15 @@ def lognormal_nodes(log_a: Tensor, scale: Tensor, n: int, drop: float) -> tuple[
     c = log_a + 2.0 * torch.log(scale)
     size = softplus(c, threshold=50.0)
     lambert = size * (1.0 - torch.log1p(size) / (2.0 + size))
-    for _ in range(2):
-        lambert = lambert * (1.0 + c - torch.log(lambert)) / (1.0 + lambert)
+    lambert = lambert * (1.0 + c - torch.log(lambert)) / (1.0 + lambert)
     mode = -lambert / scale
     reach = math.sqrt(2.0 * drop)
-    left = mode - reach
     # to the right the likelihood may cut sooner than the density; gradients weight by strength, which shifts a normal
     # density by one scale
     cut = (torch.log(drop + 3.0 + lambert / (scale * scale) + 0.5 * mode * mode) - log_a) / scale
-    right = torch.minimum(mode + reach + scale, cut)
-    poles_from = math.log(math.pi) - log_a - 4.0
-    u, log_step = stretched_trapezoid(left * scale, right * scale, poles_from, right * scale, 4.0, n)
+    right = torch.minimum(mode + reach + scale, cut) * scale
+    # no poles this side of log(pi / a): longer steps there, unless the window ends before
+    poles_from = torch.minimum(math.log(math.pi) - 4.0 - log_a, right)
+    u, log_step = left_stretched_trapezoid((mode - reach) * scale, right, poles_from, (2.0 * scale).clamp_min(1.0), n)
     z = u / scale
     return z, log_step - torch.log(scale) - 0.5 * z * z - 0.5 * math.log(2.0 * math.pi)

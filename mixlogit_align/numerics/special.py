@@ -17,9 +17,11 @@ References
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +61,21 @@ def alternating_weights(n: int, like: Tensor) -> Tensor:
 def alternating_error_bound(n: int) -> float:
     """Return 1 / T_n(3), the relative error bound of an n-term accelerated alternating sum."""
     return 1.0 / math.cosh(n * math.acosh(3.0))
+
+
+def gauss_legendre(n: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes on (0, 1) and log-weights, each (n,)."""
+    nodes, weights = _legendre(n)
+    return (
+        torch.tensor(nodes, dtype=torch.float64, device=like.device),
+        torch.tensor(weights, dtype=torch.float64, device=like.device),
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _legendre(n: int) -> tuple[list[float], list[float]]:
+    x, w = np.polynomial.legendre.leggauss(n)
+    return (0.5 * (x + 1.0)).tolist(), np.log(0.5 * w).tolist()
 
 
 def absolute(x: Tensor) -> Tensor:

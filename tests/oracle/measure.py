@@ -49,11 +49,15 @@ MIXING |= {
 
 @dataclass(frozen=True)
 class Bar:
-    """Largest error allowed: relative where the reference exceeds `floor` in size, absolute below."""
+    """Largest error allowed: relative where the reference exceeds `floor` in size, absolute below.
+
+    Gradients by the parameters in `columns_of_row` are judged beside the row's largest gradient by a parameter.
+    """
 
     log_prob: float
     gradient: float
     floor: float = 1e-300
+    columns_of_row: tuple[int, ...] = ()
 
 
 # What a sum in float64 leaves of a small relative error; strict errors, without regard to this, are kept beside.
@@ -64,15 +68,21 @@ CANCELLED = 1e-2
 # is of that size, which a rule that cuts its tails at float64 accuracy does not visit: likewise.
 NEGLIGIBLE = 1e-12
 
+# A truncated normal's gradient by a bound that holds next to no mass is a tiny difference: it is judged beside the
+# row's largest gradient by a parameter.
+BOUNDS = {"columns_of_row": (2, 3)}
+
 LAPLACE, SEVERAL, QUADRATURE = Bar(1e-12, 1e-11), Bar(1e-9, 1e-7), Bar(1e-9, 1e-8)
 BARS = {
     "gamma": Bar(1e-12, 1e-12),
     "gamma_float32": Bar(1e-7, 1e-7, 1e-37),
     "lognormal": Bar(1e-12, 1e-11),
     **dict.fromkeys(("normal", "weibull", "generalized_gamma"), QUADRATURE),
-    **dict.fromkeys(("uniform_signed", "triangular_signed", "truncated_normal_signed"), QUADRATURE),
+    **dict.fromkeys(("uniform_signed", "triangular_signed"), QUADRATURE),
+    "truncated_normal_signed": Bar(1e-9, 1e-8, **BOUNDS),
     **dict.fromkeys(("exponential", "inverse_gaussian", "half_normal"), LAPLACE),
-    **dict.fromkeys(("truncated_normal", "uniform", "triangular"), LAPLACE),
+    **dict.fromkeys(("uniform", "triangular"), LAPLACE),
+    "truncated_normal": Bar(1e-12, 1e-11, **BOUNDS),
     **dict.fromkeys(("zero_inflated_gamma", "gamma_mixture", "gaussian_uniform_mixture"), LAPLACE),
     **{f"{kind}_{f}": SEVERAL for kind in ("panel", "choice_set", "ranking") for f in ("lognormal", "gamma", "normal")},
 }
@@ -150,18 +160,22 @@ class Errors:
     strict_by_inputs: np.ndarray
 
 
-def errors(values: Values, tables: dict[str, np.ndarray], floor: float) -> Errors:
+def errors(values: Values, tables: dict[str, np.ndarray], bar: Bar) -> Errors:
     row = np.repeat(np.arange(len(tables["sizes"])), tables["sizes"])
     largest = np.zeros(len(tables["sizes"]))
     np.maximum.at(largest, row, np.abs(tables["by_inputs"]))
+    by_params = CANCELLED * tables["condition_params"]
+    of_row = np.abs(tables["by_params"]).max(1)
+    for column in bar.columns_of_row:
+        by_params[:, column] = np.maximum(by_params[:, column], of_row)
     least = {
         "log_prob": 0.0,
-        "by_params": CANCELLED * tables["condition_params"],
+        "by_params": by_params,
         "by_inputs": np.maximum(CANCELLED * tables["condition_inputs"], NEGLIGIBLE * largest[row]),
     }
 
     def of(key: str, strict: bool) -> np.ndarray:
-        return error(getattr(values, key), tables[key], floor, 0.0 if strict else least[key])
+        return error(getattr(values, key), tables[key], bar.floor, 0.0 if strict else least[key])
 
     return Errors(
         of("log_prob", False),
