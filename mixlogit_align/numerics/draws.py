@@ -33,11 +33,14 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def _signed(key: int) -> int:
+    return (key + 2**63) % 2**64 - 2**63
+
+
 def _hash(rows: Tensor, *keys: int) -> Tensor:
     state = rows.to(torch.int64)
     for key in keys:
-        signed = (key + 2**63) % 2**64 - 2**63
-        state = _mix(state * _GOLDEN + signed)
+        state = _mix(state * _GOLDEN + _signed(key))
     return state
 
 
@@ -110,6 +113,13 @@ class BaseDraws:
 
     def uniforms(self, rows: Tensor) -> Tensor:
         """Uniforms in (0, 1) for integer ``rows`` (*row_shape): (K, *row_shape), float64."""
+        if torch.compiler.is_compiling():
+            seed, step = _signed(self.seed), _signed(self.step)
+            opaque: Tensor = _opaque_uniforms(rows, self.kind, self.num_draws, seed, step)
+            return opaque
+        return self._uniforms(rows)
+
+    def _uniforms(self, rows: Tensor) -> Tensor:
         k = self.num_draws
         index = torch.arange(k, dtype=torch.int64, device=rows.device).reshape((k,) + (1,) * rows.dim())
         rows = rows.to(torch.int64)
@@ -134,6 +144,21 @@ class BaseDraws:
     @staticmethod
     def _inside(u: Tensor) -> Tensor:
         return u.clamp(2.0**-54, 1.0 - 2.0**-53)
+
+
+@torch.library.custom_op(
+    "mixlogit_align::base_uniforms",
+    mutates_args=(),
+    schema="(Tensor rows, str kind, int num_draws, int seed, int step) -> Tensor",
+)
+def _opaque_uniforms(rows: Tensor, kind: DrawKind, num_draws: int, seed: int, step: int) -> Tensor:
+    # compiled to C++, the wrapping products of the hash would be undefined behaviour
+    return BaseDraws(kind, num_draws, seed, step)._uniforms(rows)
+
+
+@_opaque_uniforms.register_fake
+def _(rows: Tensor, kind: DrawKind, num_draws: int, seed: int, step: int) -> Tensor:
+    return rows.new_empty((num_draws, *rows.shape), dtype=torch.float64)
 
 
 def standard_normal(u: Tensor) -> Tensor:
