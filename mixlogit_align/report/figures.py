@@ -300,9 +300,10 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
         "The weight is minus the slope of the loss in the log-ratio difference: how hard a pair pulls. All curves meet "
         f"DPO's at 0, at half the mean strength: ambiguous pairs are not weighted down. At −{far:.0f} nats {first} "
         f"pulls with {at(weights[first], -far):.2g} where DPO pulls with {at(dpo, -far):.2g}; at +{far:.0f} with "
-        f"{at(weights[first], far):.2g} against {at(dpo, far):.2g}. So what loses weight are pairs that the policy "
-        "gets confidently wrong, and well-fitted pairs keep more: it is a robust loss. The bars at the bottom span "
-        "nine in ten held-out pairs at the end of training; outside them the curves hardly mattered.",
+        f"{at(weights[first], far):.2g} against {at(dpo, far):.2g}. Confidently wrong pairs "
+        "lose weight; right beside 0 the pull is a little below DPO's, and well-fitted pairs, far to the right, keep "
+        "more. It is a robust loss. The bars at the bottom span nine in ten held-out pairs at the end of training; "
+        "outside them the curves hardly mattered.",
     )
 
 

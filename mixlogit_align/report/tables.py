@@ -131,7 +131,7 @@ def _estimate(estimate: float | None, error: float | None) -> str:
 
 
 def _default_start(outcome: str | None) -> str:
-    if outcome is None:
-        return NONE
-    words = f'<b class="bad">{escape(outcome)}</b>' if outcome.startswith("failed") else escape(outcome)
+    words = NONE if outcome is None else escape(outcome)
+    if words.startswith("failed"):
+        words = f'<b class="bad">{words}</b>'
     return f'<div class="words">{words}</div>'

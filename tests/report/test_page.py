@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mixlogit_align.alignment.config import AlignmentConfig, HHData, PreferenceConfig, dump_config
 from mixlogit_align.report import build_page, read_evidence, write_report
 
-from .conftest import losses, recovery_row, write_recovery, write_run
+from .conftest import DATA, STRENGTHS, losses, recovery_row, write_preference_run, write_recovery, write_run
 from .test_files import SFT
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use"}
@@ -150,3 +151,27 @@ def test_a_failure_is_told_first(tmp_path: Path) -> None:
 def test_nothing_recovered_yet(tmp_path: Path) -> None:
     write_recovery(tmp_path / "recovery.json", [], passed=False)
     assert "0 of 0 cases" in Reader(build_page(read_evidence([tmp_path]))).text
+
+
+def test_runs_on_real_data_have_no_truth_to_show(tmp_path: Path) -> None:
+    """Nor a fixed strength to compare with: the start stands in for the truth, and no data is read."""
+    folder = write_preference_run(tmp_path / "gamma", "MixDPO gamma")
+    strength, _ = STRENGTHS["MixDPO gamma"]
+    config = AlignmentConfig(out="x", name="real", data=HHData(), preference=PreferenceConfig(strength=strength))
+    (folder / "config.yaml").write_text(dump_config(config))
+    (folder / "truth.json").unlink()
+    text = Reader(build_page(read_evidence([folder]))).text
+    assert "Alignment: hh" in text
+    assert "moved from its dotted start" in text
+    assert "all scaled to mean strength 0.12" in text
+    assert [words for words in ("attainable", "calibrated", "annotators' own", "excess loss") if words in text] == []
+
+
+def test_a_run_stopped_before_its_strength_was_written(tmp_path: Path) -> None:
+    strength, _ = STRENGTHS["MixDPO gamma"]
+    config = AlignmentConfig(out="x", name="cut", data=DATA, preference=PreferenceConfig(strength=strength))
+    write_run(tmp_path / "cut", config, losses("preference", [0.69, 0.6]), status="interrupted")
+    text = Reader(build_page(read_evidence([tmp_path]))).text
+    assert "cut 0.6900 to 0.6000 (interrupted)" in text
+    assert "Learning on held-out pairs" in text
+    assert "The strength that was learned" not in text
