@@ -70,7 +70,7 @@ def test_an_override_may_open_a_section(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preference": {"optim": {"learningrate": 1}}}, r"unknown preference\.optim\.learningrate.*Try preference\.optim"),
+        ({"preference": {"optim": {"learningrate": 1}}}, r"unknown preference\.optim\.learningrate.*Try preference"),
         ({"prefrence": {}}, "Try preference"),
         ({"preference": {"strength": {"family": "lognormal", "sigma": 1.0}}}, r"strength\.sigma"),
         ({"preference": {"strength": {"family": "gama"}}}, r"preference\.strength\.family.*Try `family: gamma`"),
