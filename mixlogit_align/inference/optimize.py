@@ -98,22 +98,25 @@ class _Objective:
     def params(self, x: np.ndarray[Any, Any]) -> torch.Tensor:
         return torch.as_tensor(x, dtype=torch.float64) * self.scale
 
+    # Nearly every trial point is accepted, and scipy asks for all three at each: they come together. A point where
+    # one is not finite is outside the domain: an infinite value refuses it, and scipy accepts only finite company.
     def value(self, x: np.ndarray[Any, Any]) -> float:
-        # derivatives come along: nearly every trial point is accepted, and then needs them
         at = self.derivatives(x)
-        return -at.value if at.finite else float("inf")  # a trial point outside the domain is refused
+        return -at.value if at.finite else float("inf")
+
+    def gradient(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        at = self.derivatives(x)
+        return np.asarray(-at.gradient * self.scale) if at.finite else np.zeros_like(x)
+
+    def hessian(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        at = self.derivatives(x)
+        return np.asarray(-self.scale[:, None] * at.hessian * self.scale) if at.finite else np.diag(np.zeros_like(x))
 
     def derivatives(self, x: np.ndarray[Any, Any]) -> Derivatives:
         if self._last is None or not np.array_equal(self._last[0], x):
             self.evaluations += 1
             self._last = x.copy(), derivatives(self.loglik, self.params(x))
         return self._last[1]
-
-    def gradient(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(-self.derivatives(x).gradient * self.scale)
-
-    def hessian(self, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(-self.scale[:, None] * self.derivatives(x).hessian * self.scale)
 
 
 def maximize_loglik(

@@ -350,6 +350,15 @@ def test_an_attribute_of_one_size_does_not_tell_heterogeneity() -> None:
     assert math.isnan(result.std_errors["x.scale"])
 
 
+def test_a_likelihood_without_a_maximum_is_never_converged() -> None:
+    # in this small sample the lognormal's log-likelihood rises for ever with its scale
+    data = simulate_choices(dist.LogNormal(*f64(0.0, 0.5)), num_individuals=20, attribute=WIDE, seed=2).data
+    with pytest.warns(ConvergenceWarning):
+        result = fit(data)
+    assert not result.converged
+    assert "NOT converged" in result.summary
+
+
 def test_separated_choices_have_no_estimate() -> None:
     frame = simulated(individuals=30).frame
     best = frame.groupby("situation")["x"].transform("max")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,9 +31,7 @@ def test_finds_a_known_maximum_from_far(start: tuple[float, float]) -> None:
     found = maximize_loglik(lambda t: normal_loglik(sample, t), f64(*start))
     sd = sample.std(correction=0)
     torch.testing.assert_close(found.params, torch.stack([sample.mean(), sd.log()]), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(
-        found.hessian, torch.diag(f64(-500.0 / float(sd) ** 2, -1000.0)), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(found.hessian, torch.diag(f64(-500.0 / float(sd) ** 2, -1000.0)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.eigenvalues, torch.linalg.eigvalsh(-found.hessian))
     assert found.converged, found.message
     assert found.gradient_norm <= 1e-6
@@ -65,9 +64,16 @@ def test_leaves_a_start_where_the_hessian_is_indefinite() -> None:
     assert found.converged
 
 
-def test_stays_inside_the_domain() -> None:
-    # log t is not a number for t < 0, where Newton's first step from 1.9 leads
-    found = maximize_loglik(lambda t: 100 * (t[0].log() - t[0]), f64(1.9))
+@pytest.mark.parametrize(
+    ("loglik", "start"),
+    [
+        pytest.param(lambda t: t[0].log() - t[0], 2.5, id="no value"),
+        pytest.param(lambda t: 2 * t[0].sqrt() - t[0], 5.0, id="no value, no derivatives"),
+    ],
+)
+def test_stays_inside_the_domain(loglik: Callable[[torch.Tensor], torch.Tensor], start: float) -> None:
+    # Newton's first step from the start, t - f' / f'', leads below 0
+    found = maximize_loglik(loglik, f64(start))
     torch.testing.assert_close(found.params, f64(1.0))
     assert found.converged
 
