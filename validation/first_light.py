@@ -8,7 +8,9 @@ Writes DIR/first_light.json, prints a table, and exits with 1 if any check fails
    log-likelihood and gradient, at several parameters;
 2. the fit on those draws is xlogit's fit;
 3. MixedLogitModel has the log-likelihood of those distributions;
-4. with its own, accurate integration it recovers the truth: |estimate - truth| <= 4.5 standard errors.
+4. with its own, accurate integration it recovers the truth: |estimate - truth| <= 4.5 standard errors. Seeds are
+   fixed; over other seeds a normal z would exceed 4.5 in 7e-6 of the estimates. The gamma's z are skewed: in 900
+   simulated repetitions of the lognormal and gamma cases the largest |z| was 3.7.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Case:
     @property
     def name(self) -> str:
         kind = "panel" if self.panel else "cross-section"
-        return f"{self.family}, {kind}" + ("" if self.heterogeneous else ", no heterogeneity")
+        return f"{self.family}, {kind}" + ("" if self.heterogeneous else ", cv 0")
 
     @property
     def heterogeneous(self) -> bool:
@@ -90,6 +92,8 @@ TRUTHS = {
     "triangular": {"x.loc": 1.0, "x.scale": 2.4},
     "gamma": {"x.concentration": 2.0, "x.rate": 1.5},
 }
+# Strengths of both signs take the slower quadrature.
+CROSS_SECTION = {"normal": 2000, "lognormal": 4000, "uniform": 2000, "triangular": 2000, "gamma": 4000}
 
 
 def cases() -> list[Case]:
@@ -98,14 +102,16 @@ def cases() -> list[Case]:
     for seed, (family, true) in enumerate(TRUTHS.items()):
         mixing = MIXING[family](*f64(*true.values()))
         found += [
-            Case(family, False, true, mixing, 4000, 100 + seed, quick=family in ("lognormal", "gamma")),
+            Case(
+                family, False, true, mixing, CROSS_SECTION[family], 100 + seed, quick=family in ("lognormal", "gamma")
+            ),
             Case(family, True, true, mixing, 400, 200 + seed, quick=family == "normal"),
         ]
     for seed, family in enumerate(("normal", "lognormal", "gamma")):
         fixed = dist.Delta(*f64(1.0))
         true = {"x.mean": 1.0, "x.sd": 0.0}
         found += [
-            Case(family, False, true, fixed, 4000, 300 + seed),
+            Case(family, False, true, fixed, CROSS_SECTION[family], 300 + seed),
             Case(family, True, true, fixed, 400, 400 + seed, quick=family == "lognormal"),
         ]
     return found
@@ -273,6 +279,10 @@ def run(case: Case, num_draws: int) -> dict[str, Any]:
         checks["xlogit's log-likelihood"] = row["loglik_rel_diff"] <= SAME_LOGLIK
         checks["xlogit's gradient"] = row["gradient_rel_diff"] <= SAME_LOGLIK
         checks["xlogit's fit"] = row["fit_abs_diff"] <= SAME_FIT
+        if row["xlogit_default_start"] != "converged":
+            notes.append(
+                f"xlogit from its default start {row['xlogit_default_start']}; fitted from the truth, L-BFGS-B"
+            )
     if case.heterogeneous and case.family == "gamma":
         other = Quadrature(300) if case.panel else Quadrature()
         first = "Quadrature()" if case.panel else repr(ClosedForm())
@@ -311,12 +321,13 @@ def recovery_table(rows: list[dict[str, Any]]) -> Table:
 
 def xlogit_table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(title="Distance from xlogit on its own draws")
-    for column in ("case", "log-likelihood", "gradient", "fit", "xlogit from its default start"):
+    for column in ("case", "log-likelihood", "gradient", "fit", "xlogit's default start"):
         shown.add_column(column, overflow="fold")
     for row in rows:
         if row["xlogit_estimate"] is not None:
             differences = (row[key] for key in ("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff"))
-            shown.add_row(row["case"], *(f"{value:.0e}" for value in differences), row["xlogit_default_start"])
+            start = row["xlogit_default_start"].partition(":")[0]
+            shown.add_row(row["case"], *(f"{value:.0e}" for value in differences), start)
     return shown
 
 
