@@ -19,9 +19,9 @@ from torch.nn.functional import logsigmoid
 
 from mixlogit_align.distributions.mixing import (
     Family,
-    _LogNormal,
-    _Point,
-    _Sampled,
+    LogNormalFamily,
+    PointFamily,
+    SampledFamily,
     components_of,
     family_of,
     sampling_refusal,
@@ -122,7 +122,7 @@ class ClosedForm(Integration):
     """
 
     def log_expectation(self, conditional: Conditional, family: Family, rows: Tensor) -> Tensor:
-        if isinstance(family, _Point):
+        if isinstance(family, PointFamily):
             return conditional.loglik(family.value.expand(1, *self._shape(conditional, family))).squeeze(0)
         if conditional.comparison is None or not family.has_laplace:
             what = "several choices at one strength" if conditional.comparison is None else "no Laplace transform here"
@@ -140,7 +140,7 @@ class ClosedForm(Integration):
         return torch.where(diff < 0, q, special.log_complement(q))
 
     def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if isinstance(family, _Point):
+        if isinstance(family, PointFamily):
             total = self.log_expectation(conditional, family, rows)
             return total, family.value.expand(total.shape), torch.zeros_like(total)
         return Quadrature().moments(conditional, family, rows)
@@ -177,7 +177,7 @@ class Quadrature(Integration):
     _DROP = 38.0
 
     def log_expectation(self, conditional: Conditional, family: Family, rows: Tensor) -> Tensor:
-        if isinstance(family, _Point):
+        if isinstance(family, PointFamily):
             return ClosedForm().log_expectation(conditional, family, rows)
         self._require_density(family)
         diff = conditional.comparison
@@ -204,12 +204,12 @@ class Quadrature(Integration):
         return self._nodes(conditional, family)
 
     def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        if isinstance(family, _Point):
+        if isinstance(family, PointFamily):
             return ClosedForm().moments(conditional, family, rows)
         return super().moments(conditional, family, rows)
 
     def refined(self, conditional: Conditional, family: Family) -> Quadrature:
-        fast = conditional.comparison is not None and isinstance(family, _LogNormal)
+        fast = conditional.comparison is not None and isinstance(family, LogNormalFamily)
         return Quadrature(2 * (self.num_nodes or (self._FAST_NODES if fast else self._NODES)))
 
     def _require_density(self, family: Family) -> None:
@@ -224,7 +224,7 @@ class Quadrature(Integration):
             )
 
     def _log_integral(self, conditional: Conditional, family: Family, fast: bool = False) -> Tensor:
-        if fast and isinstance(family, _LogNormal) and conditional.comparison is not None:
+        if fast and isinstance(family, LogNormalFamily) and conditional.comparison is not None:
             s = -conditional.comparison
             with torch.no_grad():
                 log_s = torch.log(s.clamp_min(1e-300))
@@ -371,7 +371,7 @@ class _Seeded(_Drawn):
         base = self.base_draws()
         log_weight = -math.log(base.num_draws)
         rows = self._row_ids(rows)
-        if not isinstance(family, _Sampled):
+        if not isinstance(family, SampledFamily):
             ndim = max(rows.dim(), len(family.mixing.batch_shape))
             u = lead(base.uniforms(rows), ndim)
             return family.from_base(_STANDARD[family.base](u)), log_weight
@@ -520,7 +520,7 @@ class FixedDraws(_Drawn):
         return f"FixedDraws(shape={tuple(self.base.shape)}{weighted})"
 
     def strengths(self, family: Family, rows: Tensor) -> tuple[Tensor, Tensor | float]:
-        if isinstance(family, _Sampled):
+        if isinstance(family, SampledFamily):
             raise sampling_refusal(family.mixing, "no transform from base draws")
         if self.base.dim() > 1 and self.base.shape[:-1] != rows.shape:
             raise InvalidInputError(
@@ -550,7 +550,7 @@ def _holds_somewhere(mask: Tensor) -> bool:
 
 def best_rule(conditional: Conditional, family: Family) -> Integration:
     """Pick the exact rule, else the most accurate one, for a family and what was observed."""
-    if isinstance(family, _Point) or (conditional.comparison is not None and family.has_laplace):
+    if isinstance(family, PointFamily) or (conditional.comparison is not None and family.has_laplace):
         return ClosedForm()
     return Quadrature() if family.has_density else MonteCarlo(1024)
 

@@ -227,9 +227,13 @@ class MixedLogit(_Binary):
 
     Notes
     -----
-    Draws of a rule belong to the elements of ``utility_diff`` as given here: ``expand`` does not redraw. Under
-    ``torch.vmap`` and ``torch.compile(fullgraph=True)`` pass ``validate_args=False``; uniform, triangular and truncated
-    normal mixing also need an explicit rule there, because the default looks at the sign of their parameters.
+    Draws of a rule belong to the elements of ``utility_diff`` as given here: ``expand`` does not redraw, and under
+    ``torch.vmap`` every instance sees the draws of its own first row.
+
+    Under ``torch.vmap`` and ``torch.compile(fullgraph=True)`` pass ``validate_args=False``. Not there: uniform, triangular
+    and truncated normal mixing (the rules look at the sign of their parameters; vmap over ``utility_diff`` alone works),
+    and draws of gamma-type families under ``fullgraph=True`` (their quantiles are scipy's). Compiling anything makes
+    torch switch its default of ``validate_args`` off for the whole process.
 
     References
     ----------

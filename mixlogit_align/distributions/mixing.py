@@ -117,7 +117,7 @@ def _score(log_density: Tensor) -> Tensor:
     return log_density - log_density.detach()
 
 
-class _Point(Family):
+class PointFamily(Family):
     def __init__(self, mixing: Any):
         super().__init__(mixing)
         self.value = _double(mixing.v)
@@ -130,7 +130,7 @@ class _Point(Family):
         return self.value + torch.zeros_like(z)
 
 
-class _LogNormal(Family):
+class LogNormalFamily(Family):
     base = "normal"
     nonnegative = True
 
@@ -162,7 +162,7 @@ def _normal_bends(distance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return left - _MARGIN, torch.log(torch.maximum(distance, scale)) + _MARGIN
 
 
-class _Normal(Family):
+class NormalFamily(Family):
     base = "normal"
 
     def __init__(self, mixing: Any):
@@ -194,7 +194,7 @@ class _Normal(Family):
         return self.loc + self.scale * z
 
 
-class _Gamma(Family):
+class GammaFamily(Family):
     """scale * G^(1 / power), G ~ Gamma(concentration, 1): gamma, exponential, Weibull, half-normal, generalised gamma.
 
     Power -1 is the inverse gamma.
@@ -254,7 +254,7 @@ class _Gamma(Family):
         return self.scale * (g if self.power is None else g ** (1.0 / self.power))
 
 
-class _HalfNormal(_Gamma):
+class HalfNormalFamily(GammaFamily):
     """Half-normal with its own Laplace transform, erfcx(s * scale / sqrt 2)."""
 
     def __init__(self, mixing: Any):
@@ -273,7 +273,7 @@ class _HalfNormal(_Gamma):
         return special.log_expected_sigmoid(self.log_laplace, s)
 
 
-class _InverseGaussian(Family):
+class InverseGaussianFamily(Family):
     """Nodes move as tau = 2 sqrt(phi) sinh(u / 2), u = log(strength / mean), phi = concentration / mean.
 
     On that axis the density is exp(-tau^2 / 2) times a factor that varies slowly in phi.
@@ -320,7 +320,7 @@ class _InverseGaussian(Family):
         return x - _score(self.mixing.cdf(x)) / slope
 
 
-class _Interval(Family):
+class IntervalFamily(Family):
     """Families on a bounded or half-bounded interval [low, high], smooth inside but for given knots."""
 
     low: Tensor
@@ -353,7 +353,7 @@ class _Interval(Family):
         return pieces
 
 
-class _Uniform(_Interval):
+class UniformFamily(IntervalFamily):
     base: ClassVar[Base] = "uniform"
 
     def __init__(self, mixing: Any):
@@ -372,7 +372,7 @@ class _Uniform(_Interval):
         return self.center() + 0.5 * (self.high - self.low) * z
 
 
-class _Triangular(_Uniform):
+class TriangularFamily(UniformFamily):
     base: ClassVar[Base] = "triangular"
 
     def log_laplace(self, s: Tensor) -> Tensor:
@@ -386,7 +386,7 @@ class _Triangular(_Uniform):
         return torch.log(4.0 * nearer) - 2.0 * torch.log(self.high - self.low)
 
 
-class _TruncatedNormal(_Interval):
+class TruncatedNormalFamily(IntervalFamily):
     def __init__(self, mixing: Any):
         super().__init__(mixing, _double(mixing.low), _double(mixing.high))
         self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
@@ -446,7 +446,7 @@ class _TruncatedNormal(_Interval):
         return TruncatedNormal(self.loc, self.scale, self.low, self.high, validate_args=False).icdf(z)
 
 
-class _Smooth(Family):
+class SmoothFamily(Family):
     """A family smooth on each half of the line, seen through its own ``log_prob``: Gumbel, logistic."""
 
     def __init__(self, mixing: Any):
@@ -470,7 +470,7 @@ class _Smooth(Family):
         return _double(self.mixing.log_prob(strength))
 
 
-class _Sampled(Family):
+class SampledFamily(Family):
     """Any other family: known only through ``rsample``."""
 
     @property
@@ -479,44 +479,44 @@ class _Sampled(Family):
 
 
 def _gamma(d: Any) -> Family:
-    return _Gamma(d, _double(d.concentration), 1.0 / _double(d.rate), None)
+    return GammaFamily(d, _double(d.concentration), 1.0 / _double(d.rate), None)
 
 
 def _exponential(d: Any) -> Family:
     scale = 1.0 / _double(d.rate)
-    return _Gamma(d, torch.ones_like(scale), scale, None)
+    return GammaFamily(d, torch.ones_like(scale), scale, None)
 
 
 def _weibull(d: Any) -> Family:
     power = _double(d.concentration)
-    return _Gamma(d, torch.ones_like(power), _double(d.scale), power)
+    return GammaFamily(d, torch.ones_like(power), _double(d.scale), power)
 
 
 def _generalized_gamma(d: Any) -> Family:
-    return _Gamma(d, _double(d.concentration), _double(d.scale), _double(d.power))
+    return GammaFamily(d, _double(d.concentration), _double(d.scale), _double(d.power))
 
 
 def _inverse_gamma(d: Any) -> Family:
     scale = _double(d.rate)
-    return _Gamma(d, _double(d.concentration), scale, torch.full_like(scale, -1.0))
+    return GammaFamily(d, _double(d.concentration), scale, torch.full_like(scale, -1.0))
 
 
 _FAMILIES: list[tuple[type, Callable[[Any], Family]]] = [
-    (dist.Delta, _Point),
-    (torch.distributions.LogNormal, _LogNormal),
+    (dist.Delta, PointFamily),
+    (torch.distributions.LogNormal, LogNormalFamily),
     (torch.distributions.Gamma, _gamma),
     (torch.distributions.Exponential, _exponential),
-    (torch.distributions.HalfNormal, _HalfNormal),
+    (torch.distributions.HalfNormal, HalfNormalFamily),
     (torch.distributions.Weibull, _weibull),
-    (torch.distributions.Normal, _Normal),
-    (torch.distributions.Uniform, _Uniform),
+    (torch.distributions.Normal, NormalFamily),
+    (torch.distributions.Uniform, UniformFamily),
     (GeneralizedGamma, _generalized_gamma),
-    (InverseGaussian, _InverseGaussian),
-    (TruncatedNormal, _TruncatedNormal),
-    (Triangular, _Triangular),
+    (InverseGaussian, InverseGaussianFamily),
+    (TruncatedNormal, TruncatedNormalFamily),
+    (Triangular, TriangularFamily),
     (dist.InverseGamma, _inverse_gamma),
-    (torch.distributions.Gumbel, _Smooth),
-    (dist.Logistic, _Smooth),
+    (torch.distributions.Gumbel, SmoothFamily),
+    (dist.Logistic, SmoothFamily),
 ]
 
 
@@ -525,7 +525,7 @@ def family_of(mixing: Any) -> Family:
     for kind, adapter in _FAMILIES:
         if isinstance(mixing, kind):
             return adapter(mixing)
-    return _Sampled(mixing)
+    return SampledFamily(mixing)
 
 
 def components_of(mixing: Any) -> list[tuple[Tensor, Any]] | None:

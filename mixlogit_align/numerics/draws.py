@@ -129,7 +129,7 @@ class BaseDraws:
             return self._inside((_to_unit(sequence) + shift) % 1.0)
         key = _hash(rows, self.seed, self.step)
         if self.kind == "sobol":
-            # Owen's scrambling of the base-2 sequence: leading digits shifted by row, the rest drawn anew for each point
+            # Owen's scrambling in base 2: leading digits shifted by row, the rest drawn anew for each point
             trailing = (1 << (64 - (k - 1).bit_length())) - 1 if k > 1 else -1
             fresh = _mix(key + (index + 1) * _GOLDEN)
             return self._inside(_to_unit(((_reverse_bits(index) ^ key) & ~trailing) | (fresh & trailing)))
