@@ -230,10 +230,10 @@ class MixedLogit(_Binary):
     Draws of a rule belong to the elements of ``utility_diff`` as given here: ``expand`` does not redraw, and under
     ``torch.vmap`` every instance sees the draws of its own first row.
 
-    Under ``torch.vmap`` and ``torch.compile(fullgraph=True)`` pass ``validate_args=False``. Not there: uniform, triangular
-    and truncated normal mixing (the rules look at the sign of their parameters; vmap over ``utility_diff`` alone works),
-    and draws of gamma-type families under ``fullgraph=True`` (their quantiles are scipy's). Compiling anything makes
-    torch switch its default of ``validate_args`` off for the whole process.
+    Under ``torch.vmap`` and ``torch.compile(fullgraph=True)`` pass ``validate_args=False``. Not there: uniform,
+    triangular and truncated normal mixing (the rules look at the sign of their parameters; vmap over ``utility_diff``
+    alone works), and draws of gamma-type families under ``fullgraph=True`` (their quantiles are scipy's). Compiling
+    anything makes torch switch its default of ``validate_args`` off for the whole process.
 
     References
     ----------

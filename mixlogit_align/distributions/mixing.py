@@ -118,6 +118,8 @@ def _score(log_density: Tensor) -> Tensor:
 
 
 class PointFamily(Family):
+    """A point mass: every likelihood is exact."""
+
     def __init__(self, mixing: Any):
         super().__init__(mixing)
         self.value = _double(mixing.v)
@@ -131,6 +133,8 @@ class PointFamily(Family):
 
 
 class LogNormalFamily(Family):
+    """exp(loc + scale * z), z standard normal; nodes move as z."""
+
     base = "normal"
     nonnegative = True
 
@@ -163,6 +167,8 @@ def _normal_bends(distance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class NormalFamily(Family):
+    """loc + scale * z; two pieces, one on each side of 0, where the poles of the likelihood gather."""
+
     base = "normal"
 
     def __init__(self, mixing: Any):
@@ -354,6 +360,8 @@ class IntervalFamily(Family):
 
 
 class UniformFamily(IntervalFamily):
+    """Uniform on [low, high]."""
+
     base: ClassVar[Base] = "uniform"
 
     def __init__(self, mixing: Any):
@@ -373,6 +381,8 @@ class UniformFamily(IntervalFamily):
 
 
 class TriangularFamily(UniformFamily):
+    """Symmetric triangular on [low, high]: the mean of two independent uniforms there."""
+
     base: ClassVar[Base] = "triangular"
 
     def log_laplace(self, s: Tensor) -> Tensor:
@@ -387,6 +397,8 @@ class TriangularFamily(UniformFamily):
 
 
 class TruncatedNormalFamily(IntervalFamily):
+    """Normal(loc, scale) on [low, high], ``high`` possibly infinite."""
+
     def __init__(self, mixing: Any):
         super().__init__(mixing, _double(mixing.low), _double(mixing.high))
         self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
