@@ -499,7 +499,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
                     section[parent] = {}
                 section = section[parent]
             section[last] = yaml.safe_load(value)
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise InvalidInputError(
             explain(
                 str(path),

@@ -55,17 +55,17 @@ def mixdpo_loss(
     Parameters
     ----------
     policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps : Tensor
-        (B,) log-probabilities of the responses, in nats.
+        (B,) log-probabilities of the responses, in nats; half precision is widened to float32 first.
     mixing : LearnableMixing or Pyro distribution
-        The distribution of strength, at least 0; a callable gives the distribution when called (once).
+        The distribution of strength; a module is called, once, and gives the distribution.
     integration : rule, optional
         How the expectation is computed; None takes the exact or most accurate rule of the family.
     weights : Tensor, optional
         (B,) at least 0, multiply ``per_example``; 1 where not given.
     step : int, optional
     pair_ids : Tensor, optional
-        (B,) int64. Rules with draws take those of this step and these pairs, whatever the order of the
-        batch; without them every step sees the same draws.
+        (B,) int64. A rule with draws, given as ``integration``, takes those of this step and these pairs,
+        whatever the order of the batch; without them every step sees the same draws.
 
     Returns
     -------
@@ -99,8 +99,10 @@ def mixdpo_loss(
         "reference_rejected_logps": reference_rejected_logps,
     }
     _check(given, weights=weights, pair_ids=pair_ids)
-    rewards_chosen = policy_chosen_logps - reference_chosen_logps
-    rewards_rejected = policy_rejected_logps - reference_rejected_logps
+    # A difference of two half-precision sums of hundreds of nats would be noise of half a nat.
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected = map(_widened, given.values())
+    rewards_chosen = policy_chosen - reference_chosen
+    rewards_rejected = policy_rejected - reference_rejected
     logratio_diff = rewards_chosen - rewards_rejected
     distribution = mixing() if isinstance(mixing, nn.Module) else mixing
     mean = distribution.mean.detach().expand(logratio_diff.shape)
@@ -140,9 +142,9 @@ def mixdpo_loss(
             "rewards/chosen": average(mean * rewards_chosen),
             "rewards/rejected": average(mean * rewards_rejected),
             "margin/reward": average(mean * logratio_diff),
-            "margin/sum": average(policy_chosen_logps - policy_rejected_logps),
-            "logps/chosen": average(policy_chosen_logps),
-            "logps/rejected": average(policy_rejected_logps),
+            "margin/sum": average(policy_chosen - policy_rejected),
+            "logps/chosen": average(policy_chosen),
+            "logps/rejected": average(policy_rejected),
             "strength/mean": average(mean),
             "strength/sd": average(distribution.variance.expand(logratio_diff.shape)).sqrt(),
             "pair_weight": average(pull) / average(log_dpo_pull.exp()),
@@ -221,6 +223,10 @@ class MixDPOLoss(nn.Module):
     def extra_repr(self) -> str:
         """Show the rule beside the mixing."""
         return f"integration={self.integration!r}"
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor | None) -> None:

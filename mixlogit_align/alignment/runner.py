@@ -194,7 +194,7 @@ def _preference(
     _write_log_ratios(out / "log_ratios.parquet", held_out)
     truth = None
     if known is not None:
-        comparison = compare_with_truth(held_out, mixing(), objective.preference_loss.integration, known)
+        comparison = compare_with_truth(held_out, mixing.cpu()(), objective.preference_loss.integration, known)
         truth = {"strength": known.summary(), "held_out": comparison}
         _write_json(out / "truth.json", truth)
     return metrics, strength, truth

@@ -112,6 +112,11 @@ def test_text_that_is_no_settings(tmp_path, text):
         load_config(path, ["preference.batch_size=1"])
 
 
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InvalidInputError, match="absent"):
+        load_config(tmp_path / "absent.yaml")
+
+
 def test_an_override_needs_a_value(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("out: o\n")

@@ -275,3 +275,12 @@ def test_a_negative_strength_has_no_pair_weight_to_compare_with():
 def test_the_loss_is_a_module_without_buffers():
     assert isinstance(MixDPOLoss(), nn.Module)
     assert list(MixDPOLoss().buffers()) == []
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened_before_differences_are_taken(half):
+    given = [v.detach().to(half) for v in logps(6)]
+    out = mixdpo_loss(*given, mixing=LearnableMixing.gamma())
+    wide = mixdpo_loss(*(v.float() for v in given), mixing=LearnableMixing.gamma())
+    assert out.per_example.dtype == torch.float32
+    assert torch.equal(out.per_example, wide.per_example)

@@ -82,9 +82,9 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
     Returns
     -------
     PreferenceData
-        With its `StrengthTruth`. Annotators carry the group ``cohort``: the "weaker" or "stronger" half by
-        true strength. Two settings that differ only in the strength's distribution share prompts,
-        responses, annotators' ranks and the uniform number behind every choice.
+        With its `StrengthTruth`. Annotators carry the group ``cohort``: the "weaker" or "stronger" half by rank of true
+        strength (at cv 0 the ranks say nothing). Two settings that differ only in the strength's distribution share
+        prompts, responses, annotators' ranks and the uniform number behind every choice.
     """
     generator = torch.Generator().manual_seed(config.seed)
     num_rows = config.num_train + config.num_eval
@@ -99,8 +99,8 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
     ]
     annotators = torch.randint(config.num_annotators, (num_rows,), generator=generator)
     uniform = torch.rand(num_rows, generator=generator, dtype=torch.float64)
-    strengths = _strengths(config, generator)
-    weaker = strengths.argsort(stable=True).argsort(stable=True) < config.num_annotators // 2
+    ranks = torch.randperm(config.num_annotators, generator=generator)
+    strengths = _strengths(config, (ranks.double() + 0.5) / config.num_annotators)
 
     scale = config.utility_scale / _RAW_SD
     utility = torch.tensor(
@@ -120,7 +120,7 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
                 pair_id=i,
                 split=split,
                 annotator_id=f"annotator-{int(annotators[i])}",
-                groups={"cohort": "weaker" if weaker[annotators[i]] else "stronger"},
+                groups={"cohort": "weaker" if ranks[annotators[i]] < config.num_annotators // 2 else "stronger"},
             )
         )
         utility_diff[i] = float(utility[choice, i] - utility[1 - choice, i])
@@ -138,16 +138,14 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
     return PreferenceData(comparisons=tuple(rows), report=report, truth=truth)
 
 
-def _strengths(config: SimulatedData, generator: torch.Generator) -> torch.Tensor:
-    """(num_annotators,) strengths at the family's mid-quantiles, in random order.
+def _strengths(config: SimulatedData, levels: torch.Tensor) -> torch.Tensor:
+    """(num_annotators,) strengths at the given quantiles.
 
-    Quantiles rather than draws, so that the annotators' mean and spread are the stated ones and not a
-    sample's.
+    Evenly spread quantiles rather than draws, so that the annotators' mean and spread are close to the stated ones
+    (256 annotators at cv 1: the mean is 0.4 % and the cv 3 % below) and not a sample's.
     """
     from scipy import stats
 
-    order = torch.randperm(config.num_annotators, generator=generator)
-    levels = (order.double() + 0.5) / config.num_annotators
     mixing = LearnableMixing.from_mean_cv(config.strength_family, config.strength_mean, config.strength_cv)
     p = mixing.summary()["parameters"]
     match mixing.family:
