@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.stats
@@ -89,22 +90,46 @@ def test_gamma_quantile(concentration):
     k = torch.tensor(concentration, dtype=torch.float64, requires_grad=True)
     expected = scipy.stats.gamma(concentration).ppf(u.numpy())
     np.testing.assert_allclose(draws.gamma_quantile(u, k).detach().numpy(), expected, rtol=1e-10, atol=1e-300)
-    step = 1e-5 * concentration
-    slope = (scipy.stats.gamma(concentration + step).ppf(u) - scipy.stats.gamma(concentration - step).ppf(u)) / (
-        2 * step
-    )
-    each = [torch.autograd.grad(draws.gamma_quantile(v, k), k)[0].item() for v in u]
-    # torch's implicit gradient is accurate to about 1e-4
-    np.testing.assert_allclose(each, slope, rtol=1e-3, atol=1e-8)
 
 
-def test_second_derivative_of_the_gamma_quantile_is_refused():
+@pytest.mark.parametrize("concentration", [0.05, 0.3, 1.0, 7.0, 500.0])
+def test_derivatives_of_the_gamma_quantile(concentration):
+    """Against implicit differentiation of the distribution function in mpmath."""
+    with mpmath.workdps(30):
+        for u in (0.02, 0.4, 0.999):
+            x0 = mpmath.mpf(float(scipy.stats.gamma(concentration).ppf(u)))
+
+            def quantile(k, u=u, x0=x0):
+                def gap(log_x):
+                    return mpmath.log(mpmath.gammainc(k, 0, mpmath.exp(log_x), regularized=True)) - mpmath.log(u)
+
+                return mpmath.exp(mpmath.findroot(gap, mpmath.log(x0)))
+
+            exact = [float(mpmath.diff(quantile, concentration, n, h=1e-6 * concentration)) for n in (1, 2)]
+            k = torch.tensor(concentration, dtype=torch.float64, requires_grad=True)
+            (first,) = torch.autograd.grad(
+                draws.gamma_quantile(torch.tensor(u, dtype=torch.float64), k), k, create_graph=True
+            )
+            (second,) = torch.autograd.grad(first, k)
+            scale = float(x0)
+            assert first.item() == pytest.approx(exact[0], rel=1e-8, abs=1e-9 * scale / concentration)
+            assert second.item() == pytest.approx(exact[1], rel=1e-5, abs=1e-6 * scale / concentration**2)
+
+
+def test_gamma_quantile_passes_gradcheck():
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    k = torch.tensor([0.4, 2.0, 30.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda k: draws.gamma_quantile(u, k), k)
+    assert torch.autograd.gradgradcheck(lambda k: draws.gamma_quantile(u, k), k)
+
+
+def test_third_derivative_of_the_gamma_quantile_is_refused():
     k = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(
-        draws.gamma_quantile(torch.tensor(0.3, dtype=torch.float64), k), k, create_graph=True
-    )
-    with pytest.raises(IntegrationError, match="second derivative"):
-        torch.autograd.grad(slope, k)
+    value = draws.gamma_quantile(torch.tensor(0.3, dtype=torch.float64), k)
+    for _ in range(2):
+        (value,) = torch.autograd.grad(value, k, create_graph=True)
+    with pytest.raises(IntegrationError, match="third derivative"):
+        torch.autograd.grad(value, k)
 
 
 @pytest.mark.parametrize(
