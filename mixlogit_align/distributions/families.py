@@ -283,6 +283,8 @@ class TruncatedNormal(TorchDistribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         alpha, omega, _ = self._ends()
+        # beyond 40 standard deviations there is nothing to draw, and no infinity in the derivatives
+        omega = torch.where(torch.isinf(omega), alpha.abs() + 40.0, omega)
         # work in the tail that keeps digits: mirror when the interval lies to the right of 0
         flip = alpha + omega > 0
         left = torch.where(flip, -omega, alpha)

@@ -321,9 +321,10 @@ class InverseGaussianFamily(Family):
 
     def from_base(self, z: Tensor) -> Tensor:
         x: Tensor = self.mixing.icdf(z)
-        # implicit reparameterisation: d x = -(d cdf) / density, at fixed probability
-        slope = torch.exp(self.mixing.log_prob(x)).detach()
-        return x - _score(self.mixing.cdf(x)) / slope
+        # Newton's steps for cdf(x) = z: x stays, and gains its first three derivatives by the parameters
+        for _ in range(2):
+            x = x - (self.mixing.cdf(x) - z) / torch.exp(self.mixing.log_prob(x))
+        return x
 
 
 class IntervalFamily(Family):

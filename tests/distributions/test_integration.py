@@ -98,6 +98,19 @@ def test_draws_belong_to_seed_step_and_row(kind):
         assert not torch.equal(MixedLogit(DELTAS, lognormal(), other).log_prob(ONE), value)
 
 
+@pytest.mark.parametrize("family", [f for f in SMOOTH if f.name not in ("gumbel", "logistic")], ids=ids)
+def test_derivatives_through_draws(family):
+    """gradcheck and gradgradcheck, which bring their own tolerances, through every base-draw transform."""
+    diff = torch.tensor([-1.2, 0.7], dtype=torch.float64, requires_grad=True)
+    parameters = [p.requires_grad_() for p in double(*family.parameters)]
+
+    def log_prob(diff, *parameters):
+        return MixedLogit(diff, family(*parameters), QuasiMonteCarlo("mlhs", 6)).log_prob(ONE)
+
+    assert torch.autograd.gradcheck(log_prob, (diff, *parameters))
+    assert torch.autograd.gradgradcheck(log_prob, (diff, *parameters))
+
+
 def test_shared_draws_are_one_set_for_all():
     same = torch.full((3,), 1.3, dtype=torch.float64)
     shared = MixedLogit(same, lognormal(), MonteCarlo(4, sharing="batch")).log_prob(ONE)
