@@ -179,7 +179,7 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     if known:
         keys = [_key("the annotators' own", TRUTH), _key("learned, as it stands", OTHER)]
         see = (
-            "Compare each coloured curve, the learned strength in the truth's unit, with the shaded truth. Only the "
+            "Compare each coloured curve, the learned strength in the truth's unit, with the dashed truth. Only the "
             "product of strength and log-ratio is identified: a policy that has gone half as far with twice "
             "the strength makes the same choices. So the dotted curve, the strength as it stands, may lie elsewhere "
             "without fault; it is multiplied by the nats of log-ratio that the policy gives a unit of true utility."
