@@ -364,7 +364,9 @@ def main() -> int:
     console.print(recovery_table(report["rows"]), xlogit_table(report["rows"]))
     for row in report["rows"]:
         console.print(f"{row['case']}: {row['note']}", highlight=False)
-    console.print(f"{'All checks passed' if report['passed'] else 'NOT passed'}: {options.out / 'first_light.json'}")
+    verdict = "All checks passed" if report["passed"] else "NOT passed"
+    done = f"{len(report['rows'])} of {len(chosen)} cases"
+    console.print(f"{verdict} ({done}): {options.out / 'first_light.json'}", highlight=False)
     return 0 if report["passed"] else 1
 
 

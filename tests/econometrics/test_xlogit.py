@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -32,6 +34,22 @@ def test_log_likelihood_gradient_and_fit_are_xlogits(
     row = first_light.against_xlogit(case, simulated, NUM_DRAWS, model)
     assert row["fit_abs_diff"] <= first_light.SAME_FIT
     assert row["xlogit_default_start"].startswith(("converged", "failed: "))
+
+
+@pytest.mark.parametrize(("loc", "status"), [(0.3, 0), (1.5, 1)], ids=["truth", "another truth"])
+def test_first_light_passes_or_fails(
+    study: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loc: float, status: int
+) -> None:
+    first_light = study("first_light")
+    (case,) = (c for c in first_light.cases() if c.name == "lognormal, panel")
+    claimed = replace(case, num_individuals=100, true={"x.loc": loc, "x.scale": 0.7})
+    monkeypatch.setattr(first_light, "cases", lambda: [claimed])
+    monkeypatch.setattr("sys.argv", ["first_light.py", "--out", str(tmp_path)])
+    assert first_light.main() == status
+    report = json.loads((tmp_path / "first_light.json").read_text())
+    assert report["passed"] == (status == 0)
+    (row,) = report["rows"]
+    assert ("FAILED: truth recovered" in row["note"]) == (status == 1)
 
 
 def test_the_draws_are_standard(study: Callable[[str], ModuleType]) -> None:
