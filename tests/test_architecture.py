@@ -65,9 +65,7 @@ class Import:
 
 def imports_of(source: str, file: str) -> Iterator[Import]:
     """Every import of a file: plain, relative, and `import_module` with a literal name."""
-    package = (
-        file.removesuffix("/__init__.py").split("/") if file.endswith("__init__.py") else file.split("/")[:-1]
-    )
+    package = file.removesuffix("/__init__.py").split("/") if file.endswith("__init__.py") else file.split("/")[:-1]
 
     def visit(node: ast.AST, at_import: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import):
@@ -235,9 +233,7 @@ HEAVY = {"transformers", "datasets", "pandas", "arviz", "matplotlib", "scipy", "
     "program",
     [
         pytest.param("import mixlogit_align", id="import"),
-        pytest.param(
-            "import mixlogit_align; dir(mixlogit_align); mixlogit_align.__version__", id="look around"
-        ),
+        pytest.param("import mixlogit_align; dir(mixlogit_align); mixlogit_align.__version__", id="look around"),
         pytest.param(
             """
             import contextlib, io
@@ -257,9 +253,7 @@ HEAVY = {"transformers", "datasets", "pandas", "arviz", "matplotlib", "scipy", "
 )
 def test_loads_nothing_heavy(program: str) -> None:
     script = f"import json, sys\n{textwrap.dedent(program)}\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert PACKAGE in loaded

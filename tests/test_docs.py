@@ -39,19 +39,13 @@ def spans(text: str) -> list[str]:
 def named_paths(text: str) -> set[str]:
     """Relative links, and back-ticked words that look like a path or a file."""
     links = {link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link}
-    words = {
-        word
-        for word in spans(text)
-        if re.fullmatch(rf"[\w.-]+/[\w./-]*|[\w-]+\.(?:{SUFFIXES})|\.[\w.-]+", word)
-    }
+    words = {word for word in spans(text) if re.fullmatch(rf"[\w.-]+/[\w./-]*|[\w-]+\.(?:{SUFFIXES})|\.[\w.-]+", word)}
     return {path for path in links | words if not path.startswith(GENERATED)}
 
 
 def named_commands(text: str, program: str) -> set[str]:
     """Command lines that begin with a program, in shell blocks and back-ticked spans."""
-    lines = [line for block in fences(text, "(?:sh|bash|console)") for line in block.splitlines()] + spans(
-        text
-    )
+    lines = [line for block in fences(text, "(?:sh|bash|console)") for line in block.splitlines()] + spans(text)
     commands = {line.partition("#")[0].removeprefix("$ ").strip() for line in lines}
     return {command for command in commands if command.split(" ")[0] == program and " " in command}
 
@@ -93,9 +87,7 @@ def test_named_subcommand_exists(document: str, command: str, monkeypatch: pytes
         importlib.import_module("mixlogit_align.cli").main()
     assert not stop.value.code, f"{document} names {command}"
     options = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert {option for option in options if option not in out.getvalue()} == set(), (
-        f"{document} names {command}"
-    )
+    assert {option for option in options if option not in out.getvalue()} == set(), f"{document} names {command}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -112,9 +104,7 @@ def test_readme_example_runs(number: int, example: str) -> None:
 
 def test_finders_find() -> None:
     """The tests above are generated, so an empty list would pass unseen."""
-    text = (
-        "[a](x/y.md) `tests/` `run.py` `.ci/run` `beta * x` `build/a.html`\n```sh\n$ make demo  # hm\n```\n"
-    )
+    text = "[a](x/y.md) `tests/` `run.py` `.ci/run` `beta * x` `build/a.html`\n```sh\n$ make demo  # hm\n```\n"
     assert named_paths(text) == {"x/y.md", "tests/", "run.py", ".ci/run"}
     assert named_commands(text, "make") == {"make demo"}
     assert fences("```python\na = 1\n```\n", "python") == ["a = 1\n"]
@@ -142,9 +132,7 @@ def test_nothing_names_a_path_of_one_machine() -> None:
     for name in tracked():
         with contextlib.suppress(UnicodeDecodeError):
             lines = enumerate(read(name).splitlines(), 1)
-            found += [
-                f"{name}:{number}: {line.strip()[:80]}" for number, line in lines if machine.search(line)
-            ]
+            found += [f"{name}:{number}: {line.strip()[:80]}" for number, line in lines if machine.search(line)]
     assert found == []
 
 

@@ -589,6 +589,11 @@ def _average(parts: _Parts, conditional: Conditional, rows: Tensor) -> Tensor:
     return torch.where(certain, torch.log1p(-torch.exp(torch.where(certain, contrary, -1.0))), direct)
 
 
+def resolved(rule: Integration | None, mixing: Any, conditional: Conditional) -> tuple[Integration, ...]:
+    """Return the rule of each component, one where the mixing is no mixture."""
+    return tuple(part_rule for _, part_rule, _ in _by_component(rule, mixing, conditional))
+
+
 def log_marginal(rule: Integration | None, mixing: Any, conditional: Conditional, rows: Tensor) -> Tensor:
     """log E_{strength ~ mixing}[likelihood], (*batch); finite mixtures are averaged component by component."""
     return _average(_by_component(rule, mixing, conditional), conditional, rows)

@@ -157,6 +157,10 @@ class StrengthMixture(TorchDistribution):
             self._validate_sample(value)
         return rules.integration_error(self.integration, self.mixing, self._conditional(value), self._rows())
 
+    def rules_used(self, value: Tensor) -> tuple[Integration, ...]:
+        """Rules that ``log_prob(value)`` uses: one, or one a component of a finite mixture."""
+        return rules.resolved(self.integration, self.mixing, self._conditional(value))
+
     def _sample_strength(self, sample_shape: torch.Size) -> Tensor:
         strength: Tensor = self.mixing.expand(self.batch_shape).sample(sample_shape)
         return strength.to(self._utility.dtype)

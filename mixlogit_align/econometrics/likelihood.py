@@ -18,6 +18,7 @@ from mixlogit_align.distributions import (
     MixedMultinomialLogit,
     PanelMixedLogit,
 )
+from mixlogit_align.distributions.mixed_logit import StrengthMixture
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.errors import InvalidInputError, explain
 
@@ -43,7 +44,7 @@ class Chunk:
     """
 
     rows: slice
-    distribution: Callable[[TorchDistribution, Integration | None], TorchDistribution]
+    distribution: Callable[[TorchDistribution, Integration | None], StrengthMixture]
     choices: torch.Tensor
     weights: torch.Tensor
 
@@ -51,6 +52,11 @@ class Chunk:
         """Log-likelihood of each individual of the chunk, frequencies not counted."""
         result: torch.Tensor = self.distribution(mixing, self._own(rule)).log_prob(self.choices)
         return result
+
+    def rule_used(self, mixing: TorchDistribution) -> Integration:
+        """The rule that is picked where none is given."""
+        rule: Integration = self.distribution(mixing, None).rules_used(self.choices)[0]
+        return rule
 
     def _own(self, rule: Integration | None) -> Integration | None:
         """The rule with the draws that belong to these individuals."""
@@ -88,13 +94,13 @@ def chunks(data: ChoiceData, variable: str, sign: int) -> list[Chunk]:
             utility, observed = data.by_individual(difference)
             choices, _ = data.by_individual(second)
 
-            def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+            def distribution(rows: slice) -> Callable[..., StrengthMixture]:
                 return partial(PanelMixedLogit, utility[rows], observed=observed[rows], validate_args=False)
 
         else:
             utility, choices = difference, second
 
-            def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+            def distribution(rows: slice) -> Callable[..., StrengthMixture]:
                 return partial(MixedLogit, utility[rows], validate_args=False)
 
     elif data.is_panel:
@@ -109,7 +115,7 @@ def chunks(data: ChoiceData, variable: str, sign: int) -> list[Chunk]:
     else:
         utility, available, choices = sign * data.attribute(variable), data.available, data.choice
 
-        def distribution(rows: slice) -> Callable[..., TorchDistribution]:
+        def distribution(rows: slice) -> Callable[..., StrengthMixture]:
             return partial(MixedMultinomialLogit, utility[rows], available=available[rows], validate_args=False)
 
     size = max(1, _CHUNK // max(1, utility[0].numel()))

@@ -14,7 +14,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from mixlogit_align.distributions import ClosedForm, Integration, Quadrature
+from mixlogit_align.distributions import Integration, Quadrature
 from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.families import FAMILIES, Random
@@ -23,7 +23,6 @@ from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport
 from mixlogit_align.errors import (
     ConvergenceError,
     ConvergenceWarning,
-    IntegrationError,
     InvalidInputError,
     explain,
 )
@@ -44,7 +43,7 @@ CovType = Literal["hessian", "bhhh", "robust"]
 _NO_GAIN = 1e-7
 # A search whose spread has shrunk by this factor, with no gain over a fixed strength, is on its way to 0.
 _LOG_FAR = math.log(30.0)
-_USUAL_NODES = 128
+_USUAL_NODES = 192
 _BOUNDARY = (
     "at the boundary: no heterogeneity is most likely; beside a spread of 0 stands, in place of a standard "
     "error, the spread at which the log-likelihood has fallen by 1/2"
@@ -403,11 +402,7 @@ class MixedLogitModel:
         nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
         reference = Quadrature(2 * max(nodes or 0, _USUAL_NODES))
         if rule is None:
-            rule = ClosedForm()
-            try:
-                self._chunks[0].loglik(mixing, rule)
-            except IntegrationError:
-                rule = Quadrature()
+            rule = self._chunks[0].rule_used(mixing)
         difference = self.loglik(mixing, reference) - self.loglik(mixing, rule)
         error = float((self.data.weights * difference).sum())
         return IntegrationReport(rule=repr(rule), error=error, reference=repr(reference))

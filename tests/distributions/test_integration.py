@@ -17,6 +17,7 @@ from mixlogit_align import (
     Quadrature,
     QuasiMonteCarlo,
 )
+from mixlogit_align.distributions import FiniteMixture
 from mixlogit_align.distributions.integration import Conditional, best_rule
 from mixlogit_align.distributions.mixing import family_of
 from mixlogit_align.errors import IntegrationError, InvalidInputError
@@ -56,6 +57,14 @@ def test_the_best_rule_of_each_family(family):
 )
 def test_rules_print_themselves(rule, text):
     assert repr(rule) == text
+
+
+def test_a_distribution_says_which_rules_it_used():
+    mixture = FiniteMixture(torch.tensor([0.5, 0.5], dtype=torch.float64), [dist.Delta(*double(0.3)), lognormal()])
+    assert MixedLogit(DELTAS, dist.Gamma(*double(2.0, 3.0))).rules_used(ONE) == (ClosedForm(),)
+    assert PanelMixedLogit(DELTAS, dist.Gamma(*double(2.0, 3.0))).rules_used(torch.ones(4)) == (Quadrature(),)
+    assert MixedLogit(DELTAS, mixture).rules_used(ONE) == (ClosedForm(), Quadrature())
+    assert MixedLogit(DELTAS, lognormal(), MonteCarlo(8)).rules_used(ONE) == (MonteCarlo(8),)
 
 
 def test_rules_are_values():
@@ -267,8 +276,6 @@ def test_strength_posterior_against_draws(family, panel):
 
 
 def test_strength_posterior_of_a_mixture_and_a_point():
-    from mixlogit_align.distributions import FiniteMixture
-
     shares = torch.tensor([0.3, 0.7], dtype=torch.float64)
     d = MixedLogit(
         torch.tensor(2.0, dtype=torch.float64),
