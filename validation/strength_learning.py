@@ -36,7 +36,7 @@ NUM_STEPS = 300
 
 
 def learn(utility_diff: torch.Tensor, rule: Any) -> tuple[float, float]:
-    """Mean and cv of a LogNormal strength learned from utility differences (chosen less rejected), fresh draws a step."""
+    """Mean and cv of a LogNormal strength learned from utility differences (chosen less rejected)."""
     strength = LearnableMixing.lognormal()
     optimizer = torch.optim.Adam(strength.parameters(), lr=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_STEPS)
