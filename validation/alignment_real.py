@@ -103,6 +103,8 @@ def study(report: Report, name: str, title: str, runs: Path, progress: RichProgr
         [before["loss"], after["loss"]],
         after["loss"] < before["loss"] - 1.0,
     )
+    if not above_chance:
+        report.text("No claim is made about accuracy on these pairs: see the standard errors.")
     table = []
     for result in methods:
         start, end = first_and_last(result.path, "preference")
