@@ -79,7 +79,7 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
             slug = name.lower().replace(",", "").replace(" ", "-")
             config = AlignmentConfig(
                 out=str(out / f"cv{cv:g}-{slug}"),
-                name=f"{name} (true cv {cv:g})",
+                name=name,
                 data=dataclasses.replace(size, strength_cv=cv),
                 model=PretrainedModel(path=str(out / "sft" / "policy")),
                 preference=PreferenceConfig(
@@ -100,6 +100,6 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
 def _run(config: AlignmentConfig, progress: Progress | None) -> RunResult:
     def named(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         if progress is not None:
-            progress(f"{config.name}: {stage}", done, total, metrics)
+            progress(f"{Path(config.out).name}: {stage}", done, total, metrics)
 
     return run_alignment(config, progress=named, overwrite=True)

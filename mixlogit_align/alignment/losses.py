@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +15,9 @@ from mixlogit_align.distributions import LearnableMixing, MixedLogit
 from mixlogit_align.errors import InvalidInputError, explain
 
 
-class PreferenceLoss(NamedTuple):
-    """What `mixdpo_loss` returns.
+@dataclass(frozen=True)
+class PreferenceLoss:
+    """What `mixdpo_loss` returns; unpacks into ``per_example, logratio_diff, metrics``.
 
     Attributes
     ----------
@@ -32,6 +35,9 @@ class PreferenceLoss(NamedTuple):
     logratio_diff: Tensor
     pair_weight: Tensor
     metrics: dict[str, Tensor]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.per_example, self.logratio_diff, self.metrics))
 
 
 def mixdpo_loss(

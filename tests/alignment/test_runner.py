@@ -285,8 +285,8 @@ def test_demo_runs(tmp_path):
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert truth.keys() == {result.path.name for result in results[1:]}
     assert {run["strength"]["cv"] for run in truth.values()} == {0.0, 1.0}
-    assert len({result.name for result in results}) == 9
-    assert tasks[0] == "SFT: sft"
+    assert len({result.path for result in results}) == 9
+    assert tasks[0] == "sft: sft"
     assert tasks[-1].endswith(": preference")
     assert all(result.truth["held_out"]["accuracy"] > 0.6 for result in results[1:])
 
