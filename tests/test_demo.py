@@ -93,7 +93,7 @@ def test_ctrl_c_in_alignment_keeps_what_is_done(tmp_path: Path, monkeypatch: pyt
     class Stop(alignment.RichProgress):
         def __call__(self, task: str, done: int, total: int, metrics: Any) -> None:
             calls.append(task)
-            if calls.count(task) == 3 and "DPO" in task:
+            if calls.count(task) == 3 and "dpo" in task:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(demo, "recover", good_row)

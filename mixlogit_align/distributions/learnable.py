@@ -208,7 +208,7 @@ class LearnableMixing(nn.Module):
     def summary(self) -> dict[str, Any]:
         """Return family, mean, sd and parameters in natural units, as plain numbers."""
         with torch.no_grad():
-            values = {name: value.double() for name, value in self.values().items()}
+            values = {name: value.detach().double() for name, value in self.values().items()}
             d = _KINDS[self.family].distribution(**values, validate_args=False)
             mean, sd = float(d.mean), math.sqrt(float(d.variance))
         return {

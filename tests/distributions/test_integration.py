@@ -185,7 +185,7 @@ def test_weights_of_fixed_draws():
         (lambda: FixedDraws(torch.tensor([math.nan])), "finite"),
         (lambda: FixedDraws(torch.zeros(3), torch.ones(3)), "sum to one"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "call",
 )
 def test_bad_rules_are_refused(make, message):
     with pytest.raises(InvalidInputError, match=message):

@@ -97,7 +97,7 @@ def test_a_raw_parameter_that_left_its_domain_is_named():
         (lambda: LearnableMixing.from_mean_cv("point", 0.1, 0.5), "cv of a point"),
         (lambda: LearnableMixing.from_mean_cv("beta", 0.1, 0.5), "family"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "call",
 )
 def test_bad_arguments(make, message):
     with pytest.raises(InvalidInputError, match=message):
