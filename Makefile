@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STUDIES := $(sort $(wildcard validation/*.py validation/benchmarks/*.py))
 NOTEBOOKS := $(sort $(wildcard tutorials/*.ipynb))
 
-# Two worker processes with one thread each beat one process with two threads; both may be overridden.
+# Two worker processes of one thread each; both may be overridden.
 export OMP_NUM_THREADS ?= 1
 PYTEST_WORKERS ?= 2
 
