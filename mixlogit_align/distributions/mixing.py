@@ -166,10 +166,11 @@ def _normal_bends(distance: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return left - _MARGIN, torch.log(torch.maximum(distance, scale)) + _MARGIN
 
 
-class NormalFamily(Family):
-    """loc + scale * z; two pieces, one on each side of 0, where the poles of the likelihood gather."""
+class SignedFamily(Family):
+    """loc and scale on the whole line, smooth on each side of 0, where the poles of the likelihood gather.
 
-    base = "normal"
+    Gumbel and logistic are seen through their own ``log_prob`` and ``icdf``.
+    """
 
     def __init__(self, mixing: Any):
         super().__init__(mixing)
@@ -187,6 +188,18 @@ class NormalFamily(Family):
 
     def bends(self) -> tuple[Tensor, Tensor]:
         return _normal_bends(self.loc.abs(), self.scale)
+
+    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
+        return _double(self.mixing.log_prob(strength))
+
+    def from_base(self, z: Tensor) -> Tensor:
+        return _double(self.mixing.icdf(z))
+
+
+class NormalFamily(SignedFamily):
+    """loc + scale * z, z standard normal; nodes move as z."""
+
+    base = "normal"
 
     def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
         z = (strength - self.loc) / self.scale
@@ -459,30 +472,6 @@ class TruncatedNormalFamily(IntervalFamily):
         return TruncatedNormal(self.loc, self.scale, self.low, self.high, validate_args=False).icdf(z)
 
 
-class SmoothFamily(Family):
-    """A family smooth on each half of the line, seen through its own ``log_prob``: Gumbel, logistic."""
-
-    def __init__(self, mixing: Any):
-        super().__init__(mixing)
-        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
-
-    def pieces(self) -> list[tuple[Tensor, Tensor]]:
-        zero = torch.zeros_like(self.loc)
-        return [(zero, zero + math.inf), (zero, zero - math.inf)]
-
-    def center(self) -> Tensor:
-        return self.loc
-
-    def spread(self) -> Tensor:
-        return 1.5 * self.scale
-
-    def bends(self) -> tuple[Tensor, Tensor]:
-        return _normal_bends(self.loc.abs(), self.scale)
-
-    def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
-        return _double(self.mixing.log_prob(strength))
-
-
 class SampledFamily(Family):
     """Any other family: known only through ``rsample``."""
 
@@ -528,8 +517,8 @@ _FAMILIES: list[tuple[type, Callable[[Any], Family]]] = [
     (TruncatedNormal, TruncatedNormalFamily),
     (Triangular, TriangularFamily),
     (dist.InverseGamma, _inverse_gamma),
-    (torch.distributions.Gumbel, SmoothFamily),
-    (dist.Logistic, SmoothFamily),
+    (torch.distributions.Gumbel, SignedFamily),
+    (dist.Logistic, SignedFamily),
 ]
 
 
