@@ -19,6 +19,17 @@ REPORTS = Path(__file__).resolve().parent / "reports"
 SOURCES = ("mixlogit_align", "validation", "tests", ":!validation/reports")
 
 
+def data_folder(name: str) -> Path:
+    """The folder of a real data set below MIXLOGIT_DATA; without it the study ends here, told as skipped."""
+    named = os.environ.get("MIXLOGIT_DATA")
+    if named is not None and (Path(named) / name).is_dir():
+        return Path(named) / name
+    message = f"MIXLOGIT_DATA: got {named!r}; expected a folder that holds {name}/. Try naming where the data lie"
+    required = os.environ.get("MIXLOGIT_REQUIRE_DATA") == "1"
+    print(message if required else f"skipped. {message}", file=sys.stderr)
+    sys.exit(2 if required else 0)
+
+
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -27,7 +27,7 @@ from mixlogit_align.alignment.data import Comparison, load_data
 from mixlogit_align.alignment.demo import METHODS
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from _report import REPORTS, Report
+from _report import REPORTS, Report, data_folder
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -152,6 +152,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPORTS)
     parser.add_argument("--runs", type=Path, default=Path("runs/alignment_real"))
     arguments = parser.parse_args()
+    for name in ("hh_rlhf", "humour_pairs"):
+        data_folder(name)
     report = Report(
         "alignment_real",
         "SFT, DPO and MixDPO of a small policy on HH and humour pairs",

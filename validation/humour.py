@@ -1,18 +1,16 @@
 """One real case: how strongly a difference in funniness score shows in votes, and how much that strength varies.
 
-    python validation/humour.py [--data DIR] [--out DIR]
+    MIXLOGIT_DATA=FOLDER python validation/humour.py [--out DIR]
 
 28,118 pairs of short texts, 113,638 votes, no annotator ids (Simpson, Do Dinh, Miller and Gurevych 2019). The score of
 a text is its published win rate, 2 * wins / votes - 1. A vote for the text with the higher score has probability
 E sigma(strength * score difference). Two models of where strength varies: a fresh strength for every vote, and one
-strength for all votes on a pair. DIR holds humour_pairs/; by default the variable MIXLOGIT_DATA, else ../shared/data.
-Writes humour.md and humour.json.
+strength for all votes on a pair. FOLDER holds humour_pairs/. Writes humour.md and humour.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _report import REPORTS, Report
+from _report import REPORTS, Report, data_folder
 from rich.progress import track
 
 from mixlogit_align import MixedLogit, PanelMixedLogit
@@ -155,16 +153,9 @@ CAVEATS = """
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path(os.environ.get("MIXLOGIT_DATA", "../shared/data")))
     parser.add_argument("--out", type=Path, default=REPORTS)
     options = parser.parse_args()
-    if not (options.data / "humour_pairs").is_dir():
-        print(
-            f"--data: got {options.data}; expected a folder that holds humour_pairs/. Try MIXLOGIT_DATA",
-            file=sys.stderr,
-        )
-        return 2
-    pairs = read_pairs(options.data)
+    pairs = read_pairs(data_folder("humour_pairs").parent)
     votes = int((pairs["n_a"] + pairs["n_b"]).sum())
     report = Report(
         "humour",
