@@ -5,96 +5,14 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixlogit_align.recovery import CASES, Case, recover
+
 RUNS = "alignment"
-# |z| beyond this happens by chance once in 150,000 estimates; the seeds are fixed, so it happens always or never.
-Z_BOUND = 4.5
-# With no heterogeneity, 2 (loglik - fixed loglik) exceeds this in 1 of 100,000 data sets (half of chi-squared, 1 df).
-LIKELIHOOD_RATIO_BOUND = 18.2
 VERSIONS = ("torch", "pyro-ppl", "transformers", "numpy", "scipy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A known strength, and how many choices are made under it.
-
-    Parameters
-    ----------
-    family : str
-        As ``MixedLogitModel`` names it.
-    true : dict
-        Natural parameters of the family, or mean and an sd of 0: a strength that does not vary.
-    panel : bool
-        400 individuals with 10 choices each; else a cross-section.
-    seed : int
-    quick : bool
-        Whether a short demonstration has it too.
-    """
-
-    family: str
-    true: dict[str, float]
-    panel: bool
-    seed: int
-    quick: bool = False
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        kind = "panel" if self.panel else "cross-section"
-        return f"{self.family}, {kind}" + ("" if self.heterogeneous else ", cv 0")
-
-    @property
-    def heterogeneous(self) -> bool:
-        """Whether the strength varies."""
-        return self.true.get("x.sd") != 0.0
-
-    def mixing(self) -> Any:
-        """The true distribution of strength."""
-        import pyro.distributions as dist
-        import torch
-
-        from mixlogit_align.distributions import Triangular
-
-        first, second = (torch.tensor(value, dtype=torch.float64) for value in self.true.values())
-        if not self.heterogeneous:
-            return dist.Delta(first)
-        return {
-            "normal": dist.Normal,
-            "lognormal": dist.LogNormal,
-            "uniform": lambda loc, scale: dist.Uniform(loc - scale, loc + scale),
-            "triangular": lambda loc, scale: Triangular(loc - scale, loc + scale),
-            "gamma": dist.Gamma,
-        }[self.family](first, second)
-
-
-TRUTHS = {
-    "normal": {"x.loc": 1.0, "x.scale": 1.0},
-    "lognormal": {"x.loc": 0.3, "x.scale": 0.7},
-    "uniform": {"x.loc": 1.0, "x.scale": 1.8},
-    "triangular": {"x.loc": 1.0, "x.scale": 2.4},
-    "gamma": {"x.concentration": 2.0, "x.rate": 1.5},
-}
-# Individuals; strengths of both signs take the slower quadrature.
-CROSS_SECTION = {"normal": 2000, "lognormal": 4000, "uniform": 2000, "triangular": 2000, "gamma": 4000}
-FIXED = {"x.mean": 1.0, "x.sd": 0.0}
-QUICK = (("lognormal", False), ("gamma", False), ("normal", True))  # (family, panel)
-CASES = tuple(
-    [
-        Case(family=family, true=true, panel=panel, seed=100 + 100 * panel + i, quick=(family, panel) in QUICK)
-        for i, (family, true) in enumerate(TRUTHS.items())
-        for panel in (False, True)
-    ]
-    + [
-        Case(family=family, true=FIXED, panel=panel, seed=300 + 100 * panel + i, quick=(i, panel) == (1, True))
-        for i, family in enumerate(("normal", "lognormal", "gamma"))
-        for panel in (False, True)
-    ]
-)
 
 
 def run_demo(out: Path, *, quick: bool = False) -> bool:
@@ -150,63 +68,6 @@ def run_demo(out: Path, *, quick: bool = False) -> bool:
     return all(check.passed for check in found)
 
 
-def recover(case: Case) -> dict[str, Any]:
-    """Simulate choices of a known strength, estimate it, and say how far off the estimate is.
-
-    Returns
-    -------
-    dict
-        A row as `mixlogit_align.report.Recovery` has it; ``passed`` if the fit converged, every estimate is
-        within 4.5 standard errors of its truth, and no heterogeneity is found where there is none.
-    """
-    import pyro.distributions as dist
-    import torch
-
-    from mixlogit_align.econometrics import MixedLogitModel, simulate_choices
-
-    start = time.perf_counter()
-    # a wide attribute: choices from nearly indifferent to nearly certain are what tell the spread
-    attribute = dist.Normal(torch.zeros((), dtype=torch.float64), 1.5)
-    individuals, situations = (400, 10) if case.panel else (CROSS_SECTION[case.family], 1)
-    simulated = simulate_choices(
-        case.mixing(),
-        num_individuals=individuals,
-        num_situations=situations,
-        attribute=attribute,
-        seed=case.seed,
-    )
-    fit = MixedLogitModel(simulated.data, random={"x": case.family}).fit()
-    if case.heterogeneous:
-        estimate, errors, judged = fit.params, fit.std_errors, list(case.true)
-    else:  # the spread's error is no normal one at the boundary; the likelihood ratio judges it
-        estimate, errors, judged = fit.moments, fit.moment_std_errors, ["x.mean"]
-    z = {name: (estimate[name] - case.true[name]) / errors[name] for name in judged}
-    ratio = 2.0 * (fit.loglik - fit.fixed.loglik)
-    passed = fit.converged and all(abs(value) <= Z_BOUND for value in z.values())
-    note = f"{fit.integration.rule}, integration error {fit.integration.error:.0e}; {fit.message}"
-    if not case.heterogeneous:
-        passed = passed and ratio <= LIKELIHOOD_RATIO_BOUND
-        note += f"; likelihood ratio against a fixed strength {ratio:.2f}"
-    unknown = ("xlogit_estimate", "xlogit_loglik", "loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff",
-               "xlogit_default_start")  # fmt: skip
-    return {
-        "case": case.name,
-        "family": case.family,
-        "panel": case.panel,
-        "n_individuals": individuals,
-        "n_choices": simulated.choice.numel(),
-        "true": case.true,
-        "estimate": estimate,
-        "std_error": errors,
-        "z": z,
-        "loglik": fit.loglik,
-        **dict.fromkeys(unknown),
-        "note": note,
-        "seconds": time.perf_counter() - start,
-        "passed": passed,
-    }
-
-
 def _recover_all(cases: Iterable[Case], file: Path, console: Any) -> bool:
     """Recover every case; the file is written anew after each, so that an interrupted run leaves what it has."""
     from rich.progress import Progress
@@ -224,7 +85,7 @@ def _recover_all(cases: Iterable[Case], file: Path, console: Any) -> bool:
         task = progress.add_task("", total=len(cases))
         for case in cases:
             progress.update(task, description=case.name)
-            rows.append(recover(case))
+            rows.append(recover(case).row)
             save()
             progress.advance(task)
             progress.console.print(_line(rows[-1]))

@@ -26,6 +26,7 @@ BELOW = {
     "distributions": {"numerics"},
     "inference": {"numerics"},
     "econometrics": {"numerics", "distributions", "inference"},
+    "recovery": {"distributions", "econometrics"},
     "alignment": {"numerics", "distributions", "inference"},
     "report": {"numerics", "distributions", "inference", "econometrics", "alignment"},
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mixlogit_align import alignment, cli, demo
+from mixlogit_align import alignment, cli, demo, recovery
 
 
 def arguments(out: Path) -> list[str]:
@@ -56,7 +57,7 @@ def test_the_cases_cover_every_family_and_both_kinds_of_data() -> None:
 def test_nothing_is_aligned_when_recovery_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No estimate is within 0 standard errors of its truth."""
     monkeypatch.setattr(demo, "CASES", [case for case in demo.CASES if case.family == "gamma" and not case.panel][:1])
-    monkeypatch.setattr(demo, "Z_BOUND", 0.0)
+    monkeypatch.setattr(recovery, "Z_BOUND", 0.0)
     assert cli.main(arguments(tmp_path)) == cli.FAILED
     assert not (tmp_path / demo.RUNS).exists()
     assert "1 of 1 checks failed" in page(tmp_path)
@@ -65,19 +66,19 @@ def test_nothing_is_aligned_when_recovery_fails(tmp_path: Path, monkeypatch: pyt
 
 def test_heterogeneity_found_where_there_is_none_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(case for case in demo.CASES if not case.heterogeneous and case.family == "gamma" and not case.panel)
-    assert demo.recover(case)["passed"]
-    monkeypatch.setattr(demo, "LIKELIHOOD_RATIO_BOUND", -1.0)
-    assert not demo.recover(case)["passed"]
+    assert demo.recover(case).row["passed"]
+    monkeypatch.setattr(recovery, "LIKELIHOOD_RATIO_BOUND", -1.0)
+    assert not demo.recover(case).row["passed"]
 
 
 def test_ctrl_c_in_recovery_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
-    def one_then_stop(case: demo.Case) -> dict[str, Any]:
+    def one_then_stop(case: demo.Case) -> SimpleNamespace:
         if done:
             raise KeyboardInterrupt
         done.append(case.name)
-        return good_row(case)
+        return SimpleNamespace(row=good_row(case))
 
     monkeypatch.setattr(demo, "recover", one_then_stop)
     assert cli.main(arguments(tmp_path)) == cli.INTERRUPTED
@@ -96,7 +97,7 @@ def test_ctrl_c_in_alignment_keeps_what_is_done(tmp_path: Path, monkeypatch: pyt
             if calls.count(task) == 3 and "dpo" in task:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "recover", good_row)
+    monkeypatch.setattr(demo, "recover", lambda case: SimpleNamespace(row=good_row(case)))
     monkeypatch.setattr(alignment, "RichProgress", Stop)
     assert cli.main(arguments(tmp_path)) == cli.INTERRUPTED
     statuses = {
@@ -113,9 +114,9 @@ def test_first_light_is_shown_or_stops_everything(
 ) -> None:
     recovered: list[str] = []
 
-    def recover(case: demo.Case) -> dict[str, Any]:
+    def recover(case: demo.Case) -> SimpleNamespace:
         recovered.append(case.name)
-        return good_row(case)
+        return SimpleNamespace(row=good_row(case))
 
     monkeypatch.setattr(demo, "recover", recover)
     monkeypatch.setattr(alignment, "demo_runs", lambda *_: [])

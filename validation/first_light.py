@@ -22,112 +22,27 @@ import json
 import sys
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 from _report import REPORTS, provenance
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from scipy.stats import chi2
 
 from mixlogit_align import ClosedForm, FixedDraws, MixedLogit, PanelMixedLogit, Quadrature
-from mixlogit_align.distributions import Triangular
-from mixlogit_align.econometrics import MixedLogitModel, SimulatedChoices, simulate_choices
+from mixlogit_align.econometrics import MixedLogitModel, SimulatedChoices
+from mixlogit_align.recovery import CASES, Case, recover
 
 # Two different summations of the same terms in float64.
 SAME_LOGLIK = 1e-8
 SAME_MODEL = 1e-10
 # Both optimisers stop within 1e-3 standard errors of the top; standard errors here are below 0.1.
 SAME_FIT = 1e-4
-Z_BOUND = 4.5
-# Under no heterogeneity 2 (loglik - fixed loglik) is 0 or chi-squared with one degree, half and half.
-LR_BOUND = float(chi2.isf(2e-5, 1))
 
 XLOGIT_NAMES = {"normal": "n", "lognormal": "ln", "uniform": "u", "triangular": "t"}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A truth, and how many choices are made under it."""
-
-    family: str
-    panel: bool
-    true: dict[str, float]
-    mixing: Any
-    num_individuals: int
-    seed: int
-    quick: bool = False
-
-    @property
-    def name(self) -> str:
-        kind = "panel" if self.panel else "cross-section"
-        return f"{self.family}, {kind}" + ("" if self.heterogeneous else ", cv 0")
-
-    @property
-    def heterogeneous(self) -> bool:
-        return not isinstance(self.mixing, dist.Delta)
-
-
-def f64(*values: float) -> list[torch.Tensor]:
-    return [torch.tensor(value, dtype=torch.float64) for value in values]
-
-
-# natural parameters -> distribution, as the estimator names them
-MIXING = {
-    "normal": dist.Normal,
-    "lognormal": dist.LogNormal,
-    "uniform": lambda loc, scale: dist.Uniform(loc - scale, loc + scale),
-    "triangular": lambda loc, scale: Triangular(loc - scale, loc + scale),
-    "gamma": dist.Gamma,
-}
-TRUTHS = {
-    "normal": {"x.loc": 1.0, "x.scale": 1.0},
-    "lognormal": {"x.loc": 0.3, "x.scale": 0.7},
-    "uniform": {"x.loc": 1.0, "x.scale": 1.8},
-    "triangular": {"x.loc": 1.0, "x.scale": 2.4},
-    "gamma": {"x.concentration": 2.0, "x.rate": 1.5},
-}
-# Strengths of both signs take the slower quadrature.
-CROSS_SECTION = {"normal": 2000, "lognormal": 4000, "uniform": 2000, "triangular": 2000, "gamma": 4000}
-
-
-def cases() -> list[Case]:
-    """Every truth, as a cross-section and a panel; and strengths that do not vary."""
-    found = []
-    for seed, (family, true) in enumerate(TRUTHS.items()):
-        mixing = MIXING[family](*f64(*true.values()))
-        found += [
-            Case(
-                family, False, true, mixing, CROSS_SECTION[family], 100 + seed, quick=family in ("lognormal", "gamma")
-            ),
-            Case(family, True, true, mixing, 400, 200 + seed, quick=family == "normal"),
-        ]
-    for seed, family in enumerate(("normal", "lognormal", "gamma")):
-        fixed = dist.Delta(*f64(1.0))
-        true = {"x.mean": 1.0, "x.sd": 0.0}
-        found += [
-            Case(family, False, true, fixed, CROSS_SECTION[family], 300 + seed),
-            Case(family, True, true, fixed, 400, 400 + seed, quick=family == "lognormal"),
-        ]
-    return found
-
-
-def simulate(case: Case) -> SimulatedChoices:
-    # a wide attribute: choices from nearly indifferent to nearly certain are what tell the spread
-    attribute = dist.Normal(*f64(0.0, 1.5))
-    situations = 10 if case.panel else 1
-    return simulate_choices(
-        case.mixing,
-        num_individuals=case.num_individuals,
-        num_situations=situations,
-        attribute=attribute,
-        seed=case.seed,
-    )
 
 
 class Peer:
@@ -209,7 +124,7 @@ def compare_at_fixed_parameters(case: Case, simulated: SimulatedChoices, peer: P
     values, gradients = [], []
     for point in ([loc, scale], [0.5 * loc + 0.2, 1.5 * scale], [-0.4, 0.3]):
         params = torch.tensor(point, dtype=torch.float64, requires_grad=True)
-        ours = loglik(simulated, MIXING[case.family](*params), rule)
+        ours = loglik(simulated, case.mixing(*params), rule)
         (gradient,) = torch.autograd.grad(ours, params)
         theirs, their_gradient = peer.loglik_gradient(point)
         values.append(abs(ours.item() - theirs) / abs(theirs))
@@ -243,39 +158,17 @@ def against_xlogit(case: Case, simulated: SimulatedChoices, num_draws: int, mode
 def run(case: Case, num_draws: int) -> dict[str, Any]:
     """One row: simulate, compare, recover."""
     start = time.perf_counter()
-    simulated = simulate(case)
-    model = MixedLogitModel(simulated.data, random={"x": case.family})
-    fit = model.fit()
-    estimate, errors = (fit.params, fit.std_errors) if case.heterogeneous else (fit.moments, fit.moment_std_errors)
-    judged = list(case.true) if case.heterogeneous else ["x.mean"]
-    z = {name: (estimate[name] - case.true[name]) / errors[name] for name in judged}
-    row: dict[str, Any] = {
-        "case": case.name,
-        "family": case.family,
-        "panel": case.panel,
-        "n_individuals": case.num_individuals,
-        "n_choices": simulated.choice.numel(),
-        "true": case.true,
-        "estimate": estimate,
-        "std_error": errors,
-        "z": z,
-        "loglik": fit.loglik,
-        **dict.fromkeys(("xlogit_estimate", "xlogit_loglik", "loglik_rel_diff", "gradient_rel_diff")),
-        **dict.fromkeys(("fit_abs_diff", "xlogit_default_start")),
-    }
-    notes = [f"{fit.integration.rule}, integration error {fit.integration.error:.0e}"]
-    checks = {
-        "converged": fit.converged,
-        "truth recovered": all(abs(value) <= Z_BOUND for value in z.values()),
-    }
+    recovered = recover(case)
+    row, fit, model, checks = recovered.row, recovered.fit, recovered.model, dict(recovered.checks)
+    notes = [recovered.integration]
 
-    point = [*f64(1.1, 0.6)]
-    by_model = float(model.loglik(MIXING[case.family](*point)).sum())
-    by_distribution = float(loglik(simulated, MIXING[case.family](*point)))
+    mixing = case.mixing(*torch.tensor([1.1, 0.6], dtype=torch.float64))
+    by_model = float(model.loglik(mixing).sum())
+    by_distribution = float(loglik(recovered.simulated, mixing))
     checks["model is the distribution"] = abs(by_model / by_distribution - 1.0) <= SAME_MODEL
 
     if case.heterogeneous and case.family in XLOGIT_NAMES:
-        row |= against_xlogit(case, simulated, num_draws, model)
+        row = row | against_xlogit(case, recovered.simulated, num_draws, model)
         checks["xlogit's log-likelihood"] = row["loglik_rel_diff"] <= SAME_LOGLIK
         checks["xlogit's gradient"] = row["gradient_rel_diff"] <= SAME_LOGLIK
         checks["xlogit's fit"] = row["fit_abs_diff"] <= SAME_FIT
@@ -291,9 +184,8 @@ def run(case: Case, num_draws: int) -> dict[str, Any]:
         notes.append(f"{first} and {other!r}: estimates {apart:.0e} standard errors apart")
         checks["two rules agree"] = apart <= 1e-5 and abs(second.loglik / fit.loglik - 1.0) <= SAME_MODEL
     if not case.heterogeneous:
-        ratio = 2.0 * (fit.loglik - fit.fixed.loglik)
-        notes.append("at the boundary" if fit.at_boundary else f"likelihood ratio against a fixed strength {ratio:.2f}")
-        checks["no heterogeneity found"] = ratio <= LR_BOUND
+        ratio = f"likelihood ratio against a fixed strength {recovered.likelihood_ratio:.2f}"
+        notes.append("at the boundary" if fit.at_boundary else ratio)
 
     failed = [name for name, good in checks.items() if not good]
     if failed:
@@ -338,7 +230,7 @@ def main() -> int:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    chosen = [case for case in cases() if case.quick or not options.quick]
+    chosen = [case for case in CASES if case.quick or not options.quick]
     head = provenance("pyro-ppl", "numpy", "scipy", "xlogit")
     machine = head["machine"]
     report: dict[str, Any] = {

@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from mixlogit_align import recovery
 from mixlogit_align.econometrics import MixedLogitModel
 
 pytest.importorskip("xlogit")
@@ -23,9 +24,9 @@ def test_log_likelihood_gradient_and_fit_are_xlogits(
     study: Callable[[str], ModuleType], family: str, panel: bool
 ) -> None:
     first_light = study("first_light")
-    (case,) = (c for c in first_light.cases() if c.family == family and c.panel == panel and c.heterogeneous)
+    (case,) = (c for c in recovery.CASES if c.family == family and c.panel == panel and c.heterogeneous)
     case = replace(case, num_individuals=100 if panel else 1000)
-    simulated = first_light.simulate(case)
+    simulated = recovery.simulate(case)
     peer = first_light.Peer(simulated, family, NUM_DRAWS)
     loglik, gradient = first_light.compare_at_fixed_parameters(case, simulated, peer)
     assert loglik <= first_light.SAME_LOGLIK
@@ -41,9 +42,12 @@ def test_first_light_passes_or_fails(
     study: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, loc: float, status: int
 ) -> None:
     first_light = study("first_light")
-    (case,) = (c for c in first_light.cases() if c.name == "lognormal, panel")
-    claimed = replace(case, num_individuals=100, true={"x.loc": loc, "x.scale": 0.7})
-    monkeypatch.setattr(first_light, "cases", lambda: [claimed])
+    (case,) = (c for c in recovery.CASES if c.name == "lognormal, panel")
+    case = replace(case, num_individuals=100)
+    simulated = recovery.simulate(case)
+    claimed = replace(case, true={"x.loc": loc, "x.scale": 0.7})
+    monkeypatch.setattr(recovery, "simulate", lambda _: simulated)
+    monkeypatch.setattr(first_light, "CASES", [claimed])
     monkeypatch.setattr("sys.argv", ["first_light.py", "--out", str(tmp_path)])
     assert first_light.main() == status
     report = json.loads((tmp_path / "first_light.json").read_text())
@@ -55,7 +59,7 @@ def test_first_light_passes_or_fails(
 def test_the_draws_are_standard(study: Callable[[str], ModuleType]) -> None:
     """Quasi-random draws of the standard variable: mean 0 and the family's variance, to a few per cent."""
     first_light = study("first_light")
-    simulated = first_light.simulate(first_light.cases()[0])
+    simulated = recovery.simulate(recovery.CASES[0])
     for family, variance in {"normal": 1.0, "lognormal": 1.0, "uniform": 1 / 3, "triangular": 1 / 6}.items():
         draws = torch.from_numpy(first_light.Peer(simulated, family, NUM_DRAWS).draws)
         assert abs(float(draws.mean())) < 0.01
