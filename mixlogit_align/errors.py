@@ -19,6 +19,10 @@ class ConvergenceError(MixlogitError, RuntimeError):
     """An iterative solution did not reach an answer that can be defended."""
 
 
+class IntegrationWarning(UserWarning):
+    """An expectation is approximated more coarsely than elsewhere, because its family is not known well enough."""
+
+
 class ConvergenceWarning(UserWarning):
     """A result exists, but its evidence of convergence is incomplete."""
 

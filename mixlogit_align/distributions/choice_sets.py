@@ -15,9 +15,10 @@ from torch.nn.functional import logsigmoid
 
 from mixlogit_align.distributions.families import Size
 from mixlogit_align.distributions.integration import Conditional, Integration
-from mixlogit_align.distributions.mixed_logit import StrengthMixture, boolean_mask, upcast
+from mixlogit_align.distributions.mixed_logit import StrengthMixture, boolean_mask, refuse_first, upcast
 from mixlogit_align.errors import InvalidInputError, explain
 
+_UNAVAILABLE = {"expected": "available alternatives", "hint": "checking `available` against the choices"}
 _ABSENT = -1e300  # utility of what cannot be chosen; finite, so that gradients stay 0 and not NaN
 
 
@@ -167,12 +168,15 @@ class MixedMultinomialLogit(_ChoiceSet):
         return constraints.integer_interval(0, self.num_alternatives - 1)
 
     def _validate_sample(self, value: Tensor) -> None:
-        super()._validate_sample(value)
+        value = torch.as_tensor(value)
+        j = self.num_alternatives
+        outside = (value < 0) | (value >= j) | (value != torch.floor(value))
+        refuse_first(outside, value, expected=f"an index in 0..{j - 1}", hint="counting alternatives from 0")
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         if self.available is not None:
-            shape = torch.broadcast_shapes(value.shape, self.batch_shape)
             index = value.to(torch.int64).expand(shape).unsqueeze(-1)
-            offered = self.available.expand(shape + self.available.shape[-1:])
-            _require_available(torch.gather(offered, -1, index).squeeze(-1), value.expand(shape))
+            offered = torch.gather(self.available.expand((*shape, j)), -1, index).squeeze(-1)
+            refuse_first(~offered, value.expand(shape), **_UNAVAILABLE)
 
     def _conditional(self, value: Tensor) -> Conditional:
         return self._first_choice(torch.as_tensor(value))
@@ -254,25 +258,22 @@ class MixedPlackettLuce(_ChoiceSet):
                 )
             )
         torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        rule = {
+            "what": "ranking",
+            "expected": f"different indices in 0..{j - 1}, best first, -1 only after the last",
+            "hint": "ranking only what was ranked",
+        }
+        outside = (value < -1) | (value >= j) | (value != torch.floor(value))
+        refuse_first(outside.any(-1), value, **rule)
         index, ranked, _ = self._positions(value)
-        clipped = index.clamp(0, j - 1)
+        clipped = index.clamp_min(0)
         counts = torch.zeros((*index.shape[:-1], j), dtype=torch.int64, device=index.device)
         counts = counts.scatter_add(-1, clipped, ranked.to(torch.int64))
         gap = (ranked[..., 1:] & ~ranked[..., :-1]).any(-1)
-        bad = (index < -1).any(-1) | (index >= j).any(-1) | (counts > 1).any(-1) | gap | ~ranked[..., 0]
-        if bool(bad.any()):
-            row = tuple(torch.nonzero(bad)[0].tolist())
-            raise InvalidInputError(
-                explain(
-                    f"ranking at index {row}",
-                    got=index[row].tolist(),
-                    expected=f"different indices in 0..{j - 1}, best first, -1 only after the last",
-                    hint="ranking only what was ranked",
-                )
-            )
+        refuse_first((counts > 1).any(-1) | gap | ~ranked[..., 0], index, **rule)
         if self.available is not None:
             offered = torch.gather(self._offered().expand((*index.shape[:-1], j)), -1, clipped) | ~ranked
-            _require_available(offered.all(-1), index)
+            refuse_first(~offered.all(-1), index, **_UNAVAILABLE)
 
     def _conditional(self, value: Tensor) -> Conditional:
         index, ranked, rank = self._positions(value)
@@ -304,17 +305,3 @@ class MixedPlackettLuce(_ChoiceSet):
         order = torch.argsort(perturbed, dim=-1, descending=True)
         chosen = torch.gather(perturbed, -1, order)
         return torch.where(torch.isinf(chosen), -1, order)
-
-
-def _require_available(fine: Tensor, value: Tensor) -> None:
-    bad = torch.nonzero(~fine)
-    if len(bad):
-        row = tuple(bad[0].tolist())
-        raise InvalidInputError(
-            explain(
-                f"choice at index {row}",
-                got=f"{value[row].tolist()}, which is not available",
-                expected="an available alternative",
-                hint="checking `available` against the choices",
-            )
-        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from mixlogit_align.distributions.mixing import (
     family_of,
     sampling_refusal,
 )
-from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
+from mixlogit_align.errors import IntegrationError, IntegrationWarning, InvalidInputError, explain
 from mixlogit_align.numerics import draws, quadrature, special
 from mixlogit_align.numerics.special import lead
 
@@ -563,7 +564,15 @@ def _by_component(rule: Integration | None, mixing: Any, conditional: Conditiona
     parts = components_of(mixing)
     if parts is None:
         family = family_of(mixing)
-        return [(None, rule or best_rule(conditional, family), family)]
+        chosen = rule or best_rule(conditional, family)
+        if rule is None and isinstance(chosen, MonteCarlo) and mixing.has_rsample:
+            warnings.warn(
+                f"{type(mixing).__name__} has no exact rule here: {chosen!r} is used, with errors of log P around 1e-2. "
+                "Name a rule to say how many draws, or take a family of mixlogit_align.distributions",
+                IntegrationWarning,
+                stacklevel=2,
+            )
+        return [(None, chosen, family)]
     flat: _Parts = []
     for log_share, component in parts:
         for inner, part_rule, family in _by_component(rule, component, conditional):

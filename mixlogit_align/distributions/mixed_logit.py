@@ -189,6 +189,7 @@ class _Binary(StrengthMixture):
 def boolean_mask(mask: Tensor, name: str, utility: Tensor) -> Tensor:
     """Check a bool mask of the shape of ``utility``, broadcast where needed."""
     mask = torch.as_tensor(mask, device=utility.device)
+    hint = f"{name}.bool()" if mask.dtype != torch.bool else "one entry for each utility, or a shape that broadcasts"
     try:
         if mask.dtype != torch.bool:
             raise RuntimeError
@@ -199,9 +200,17 @@ def boolean_mask(mask: Tensor, name: str, utility: Tensor) -> Tensor:
                 name,
                 got=f"{mask.dtype} of shape {tuple(mask.shape)}",
                 expected=f"bool of shape {tuple(utility.shape)}",
-                hint=f"{name}.bool()",
+                hint=hint,
             )
         ) from None
+
+
+def refuse_first(bad: Tensor, value: Tensor, *, expected: str, hint: str, what: str = "choice") -> None:
+    """Raise InvalidInputError naming the first element (or row) where ``bad``; do nothing where there is none."""
+    if bool(bad.any()):
+        index = tuple(torch.nonzero(bad)[0].tolist())
+        got = value.expand(bad.shape + value.shape[bad.dim() :])[index].tolist()
+        raise InvalidInputError(explain(f"{what} at index {index}", got=got, expected=expected, hint=hint))
 
 
 def _towards(value: Tensor, diff: Tensor) -> Tensor:
@@ -259,6 +268,11 @@ class MixedLogit(_Binary):
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(utility_diff, mixing, integration, torch.Size(), None, validate_args)
+
+    def _validate_sample(self, value: Tensor) -> None:
+        value = torch.as_tensor(value)
+        refuse_first((value != 0) & (value != 1), value, expected="0 or 1", hint="1 where the first was chosen")
+        torch.broadcast_shapes(value.shape, self.batch_shape)
 
     def _conditional(self, value: Tensor) -> Conditional:
         value, diff = torch.broadcast_tensors(torch.as_tensor(value), self.utility_diff.to(torch.float64))
@@ -344,12 +358,7 @@ class PanelMixedLogit(_Binary):
         bad = (value != 0) & (value != 1)
         if self.observed is not None:
             bad = bad & self.observed
-        if bool(bad.any()):
-            index = tuple(torch.nonzero(bad)[0].tolist())
-            got = value.expand(bad.shape)[index].item()
-            raise InvalidInputError(
-                explain(f"choice at index {index}", got=got, expected="0 or 1", hint="`observed` for missing choices")
-            )
+        refuse_first(bad, value, expected="0 or 1", hint="`observed` for missing choices")
 
     def _conditional(self, value: Tensor) -> Conditional:
         value, diff = torch.broadcast_tensors(torch.as_tensor(value), self.utility_diff.to(torch.float64))

@@ -232,10 +232,16 @@ def test_enumerated_support():
 
 @pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
 def test_values_outside_the_support_are_refused(value):
-    with pytest.raises(ValueError, match="support"):
+    with pytest.raises(InvalidInputError, match=r"choice at index \(0,\).*expected 0 or 1"):
         MixedLogit(torch.zeros(2), lognormal(), validate_args=True).log_prob(torch.tensor([value, 1.0]))
     with pytest.raises(InvalidInputError, match=r"choice at index \(0,\).*expected 0 or 1"):
         PanelMixedLogit(torch.zeros(2), lognormal(), validate_args=True).log_prob(torch.tensor([value, 1.0]))
+
+
+@pytest.mark.parametrize("value", [4.0, -1.0, 1.5])
+def test_choices_outside_the_set_are_refused(value):
+    with pytest.raises(InvalidInputError, match=r"choice at index \(1,\).*0\.\.3"):
+        MixedMultinomialLogit(torch.zeros(2, 4), lognormal(), validate_args=True).log_prob(torch.tensor([1.0, value]))
 
 
 def test_choice_of_an_unavailable_alternative_is_named():
@@ -257,8 +263,8 @@ def test_nothing_available_is_named():
 
 @pytest.mark.parametrize(
     "ranking",
-    [[0, 0, 1], [0, 3, 1], [-1, 0, 1], [0, -1, 1], [-2, 0, 1]],
-    ids=["twice", "too_large", "starts_unranked", "gap", "negative"],
+    [[0, 0, 1], [0, 3, 1], [0, 7, 1], [-1, 0, 1], [0, -1, 1], [-2, 0, 1], [0.0, 1.5, 2.0]],
+    ids=["twice", "too_large", "far_too_large", "starts_unranked", "gap", "negative", "no_integer"],
 )
 def test_bad_rankings_are_named(ranking):
     with pytest.raises(InvalidInputError, match=r"ranking at index \(1,\)"):

@@ -20,7 +20,7 @@ from mixlogit_align import (
 from mixlogit_align.distributions import FiniteMixture
 from mixlogit_align.distributions.integration import Conditional, best_rule
 from mixlogit_align.distributions.mixing import family_of
-from mixlogit_align.errors import IntegrationError, InvalidInputError
+from mixlogit_align.errors import IntegrationError, IntegrationWarning, InvalidInputError
 from tests.distributions.cases import FAMILIES, SMOOTH, double, ids, lognormal
 
 ONE = torch.ones(()).double()
@@ -217,7 +217,9 @@ def test_row_ids_must_match_the_rows():
 def test_a_family_known_only_by_rsample_is_sampled_under_a_forked_generator():
     mixing = dist.StudentT(*double(8.0, 0.5, 0.3))
     before = torch.get_rng_state()
-    d = MixedLogit(DELTAS, mixing)
+    with pytest.warns(IntegrationWarning, match="StudentT"):
+        MixedLogit(DELTAS, mixing).log_prob(ONE)
+    d = MixedLogit(DELTAS, mixing, MonteCarlo(1024))
     first, second = d.log_prob(ONE), d.log_prob(ONE)
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first, second)
