@@ -140,3 +140,14 @@ def test_constraints_are_exact_pins() -> None:
     pins = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
     assert pins[0].startswith("torch==")
     assert [pin for pin in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][\w.]*", pin)] == []
+
+
+@pytest.mark.parametrize("block", fences((ROOT / "README.md").read_text(), "yaml"), ids=lambda block: block.split()[1])
+def test_configurations_of_the_readme_are_valid(block: str, tmp_path: Path) -> None:
+    from mixlogit_align.alignment import load_config
+
+    file = tmp_path / "run.yaml"
+    file.write_text(block)
+    config = load_config(file)
+    assert config.sft is not None
+    assert config.preference is not None

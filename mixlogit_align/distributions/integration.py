@@ -567,7 +567,7 @@ def _by_component(rule: Integration | None, mixing: Any, conditional: Conditiona
         chosen = rule or best_rule(conditional, family)
         if rule is None and isinstance(chosen, MonteCarlo) and mixing.has_rsample:
             warnings.warn(
-                f"{type(mixing).__name__} has no exact rule here: {chosen!r} is used, with errors of log P around 1e-2. "
+                f"{type(mixing).__name__} has no exact rule here: {chosen!r} is used, errors of log P around 1e-2. "
                 "Name a rule to say how many draws, or take a family of mixlogit_align.distributions",
                 IntegrationWarning,
                 stacklevel=2,
