@@ -148,6 +148,7 @@ def simulate(case: Case) -> SimulatedChoices:
 def recover(case: Case) -> Recovered:
     """Simulate choices of a known strength, estimate it, and say how far off the estimate is."""
     from mixlogit_align.econometrics import MixedLogitModel
+    from mixlogit_align.econometrics.results import BOUNDARY_ERROR
 
     start = time.perf_counter()
     simulated = simulate(case)
@@ -165,6 +166,8 @@ def recover(case: Case) -> Recovered:
     if not case.heterogeneous:
         checks["no heterogeneity found"] = ratio <= LIKELIHOOD_RATIO_BOUND
         note += f"; likelihood ratio against a fixed strength {ratio:.2f}"
+        if fit.at_boundary:
+            note += f"; beside the sd of 0 stands {BOUNDARY_ERROR}"
     unknown = ("xlogit_estimate", "xlogit_loglik", "loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff",
                "xlogit_default_start")  # fmt: skip
     row = {

@@ -2,7 +2,8 @@
 
     python validation/first_light.py [--out DIR] [--quick]
 
-Writes DIR/first_light.json, prints a table, and exits with 1 if any check fails. For every case:
+Writes DIR/first_light.json, prints a table, and exits with 1 if any check fails, with 130 on Ctrl-C: the file then
+holds the cases done and says "interrupted". For every case:
 
 1. given xlogit's Halton draws through FixedDraws, MixedLogit and PanelMixedLogit themselves have xlogit's
    log-likelihood and gradient, at several parameters;
@@ -33,6 +34,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mixlogit_align import ClosedForm, FixedDraws, MixedLogit, PanelMixedLogit, Quadrature
+from mixlogit_align.cli import FAILED, INTERRUPTED, PASSED
 from mixlogit_align.econometrics import MixedLogitModel, SimulatedChoices
 from mixlogit_align.recovery import CASES, Case, recover
 
@@ -239,6 +241,7 @@ def main() -> int:
         f"{machine['torch_threads']} torch threads",
         "rows": [],
         "passed": False,
+        "interrupted": True,  # until the last case is done
     }
 
     def save() -> None:  # after every case, so that an interrupted run leaves what it has
@@ -251,15 +254,19 @@ def main() -> int:
             report["rows"].append(run(case, num_draws=100))
             save()
             progress.advance(task)
-    report["passed"] = len(report["rows"]) == len(chosen) and all(row["passed"] for row in report["rows"])
-    save()
+        report["interrupted"] = False
+        report["passed"] = all(row["passed"] for row in report["rows"])
+        save()
+    if not report["rows"]:
+        console.print("Interrupted before the first case was done: nothing written")
+        return INTERRUPTED
     console.print(recovery_table(report["rows"]), xlogit_table(report["rows"]))
     for row in report["rows"]:
         console.print(f"{row['case']}: {row['note']}", highlight=False)
-    verdict = "All checks passed" if report["passed"] else "NOT passed"
+    verdict = "Interrupted" if report["interrupted"] else "All checks passed" if report["passed"] else "NOT passed"
     done = f"{len(report['rows'])} of {len(chosen)} cases"
     console.print(f"{verdict} ({done}): {options.out / 'first_light.json'}", highlight=False)
-    return 0 if report["passed"] else 1
+    return INTERRUPTED if report["interrupted"] else PASSED if report["passed"] else FAILED
 
 
 if __name__ == "__main__":

@@ -201,12 +201,13 @@ class ChoiceData:
         Raises
         ------
         InvalidInputError
-            Naming the column, the row (its index label) and the rule broken: missing ids, values that are not
-            finite numbers, an alternative twice in a situation, none or several chosen, fewer than two
-            available.
+            If ``frame`` is no table. Naming the column, the row (its index label) and the rule broken: missing
+            ids, values that are not finite numbers, an alternative twice in a situation, none or several chosen,
+            fewer than two available.
         """
         import pandas as pd
 
+        _require_frame(frame, "frame")
         roles = {
             "choice": choice,
             "alternative": alternative,
@@ -248,14 +249,19 @@ class ChoiceData:
         s, j = int(situation_code.max()) + 1, len(alternatives)
 
         twice = frame.duplicated([*keys, alternative]).to_numpy()
-        _reject_rows(frame, alternative, twice, "each alternative once in a situation")
+        anew = (
+            "naming individual=, if situations are numbered anew for each person"
+            if individual is None
+            else "ids of situations that differ within an individual"
+        )
+        _reject_rows(frame, alternative, twice, "each alternative once in a situation", hint=anew)
         available = np.zeros((s, j), dtype=bool)
         available[situation_code, alternative_code] = offered
         first_row = np.unique(situation_code, return_index=True)[1]
         sizes = available.sum(-1)
         _reject_situations(frame, first_row, keys, sizes, sizes < 2, "two or more alternatives to choose from")
         taken = np.bincount(situation_code[chosen], minlength=s)
-        _reject_situations(frame, first_row, keys, taken, taken != 1, "one chosen alternative")
+        _reject_situations(frame, first_row, keys, taken, taken != 1, "one chosen alternative", hint=anew)
 
         attributes = np.zeros((s, j, len(variables)))
         attributes[situation_code[offered], alternative_code[offered]] = values
@@ -319,11 +325,12 @@ class ChoiceData:
         Raises
         ------
         InvalidInputError
-            Naming the column and the row.
+            Naming the column and the row, or the file that is none.
         """
         import pandas as pd
 
-        table = source if isinstance(source, pd.DataFrame) else pd.read_parquet(source)
+        table = _read_parquet(source) if isinstance(source, str | PathLike) else source
+        _require_frame(table, "source")
         for role, column in (
             ("logratio_diff", "logratio_diff"),
             ("individual", individual),
@@ -348,6 +355,31 @@ class ChoiceData:
         )
 
 
+def _require_frame(frame: object, name: str) -> None:
+    import pandas as pd
+
+    if not isinstance(frame, pd.DataFrame):
+        raise InvalidInputError(
+            explain(name, got=f"a {type(frame).__name__}", expected="a pandas DataFrame", hint="pandas.DataFrame(rows)")
+        )
+
+
+def _read_parquet(path: str | PathLike[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:  # no such file, or another format
+        raise InvalidInputError(
+            explain(
+                "source",
+                got=f"{str(path)!r}, which cannot be read ({error})",
+                expected="a Parquet file",
+                hint="log_ratios.parquet of a run's folder, or a pandas DataFrame",
+            )
+        ) from error
+
+
 def _require_column(frame: pd.DataFrame, column: str, role: str) -> None:
     if column not in frame.columns:
         raise InvalidInputError(
@@ -360,7 +392,7 @@ def _require_column(frame: pd.DataFrame, column: str, role: str) -> None:
         )
 
 
-def _reject_rows(frame: pd.DataFrame, column: str, bad: Any, expected: str) -> None:
+def _reject_rows(frame: pd.DataFrame, column: str, bad: Any, expected: str, hint: str | None = None) -> None:
     """Raise if any row is bad, naming the first by its index label and counting the rest."""
     rows = np.flatnonzero(np.asarray(bad))
     if len(rows):
@@ -370,13 +402,19 @@ def _reject_rows(frame: pd.DataFrame, column: str, bad: Any, expected: str) -> N
                 f"column {column!r}",
                 got=f"{_show(value)} in row {_show(frame.index[rows[0]])} ({len(rows)} such rows)",
                 expected=expected,
-                hint="correcting or removing these rows, or naming another column",
+                hint=hint or "correcting or removing these rows, or naming another column",
             )
         )
 
 
 def _reject_situations(
-    frame: pd.DataFrame, first_row: Any, keys: list[str], counts: Any, bad: Any, expected: str
+    frame: pd.DataFrame,
+    first_row: Any,
+    keys: list[str],
+    counts: Any,
+    bad: Any,
+    expected: str,
+    hint: str = "completing or removing these situations",
 ) -> None:
     """Raise if any situation is bad, naming the first by its ids and the row where it starts."""
     situations = np.flatnonzero(bad)
@@ -388,7 +426,7 @@ def _reject_situations(
                 f"situation {where}, from row {_show(frame.index[row])}",
                 got=f"{counts[situations[0]]} ({len(situations)} such situations)",
                 expected=expected,
-                hint="completing or removing these situations",
+                hint=hint,
             )
         )
 

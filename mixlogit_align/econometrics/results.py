@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from pyro.distributions import TorchDistribution
 
+# What stands in place of the standard error of a spread of 0.
+BOUNDARY_ERROR = "no standard error, but the spread at which the log-likelihood has fallen by 1/2"
+
 
 @dataclass(frozen=True)
 class IntegrationReport:
@@ -67,12 +70,14 @@ class MixedLogitResult:
         data would notice, not the width of a normal distribution. The gamma's concentration and rate are
         infinite there, and so are their standard errors; its moments are finite.
     message : str
-        The grounds for ``converged``, and what the boundary means.
+        The grounds for ``converged``.
     fixed : FixedStrength
         The same data with one strength for all.
     integration : IntegrationReport
     cov_type : str
     specification : str
+    not_in_model : tuple of str
+        Attributes of the data without a coefficient.
     num_individuals : float
         Frequencies counted.
     num_situations : int
@@ -95,6 +100,7 @@ class MixedLogitResult:
     integration: IntegrationReport
     cov_type: str
     specification: str
+    not_in_model: tuple[str, ...]
     num_individuals: float
     num_situations: int
     iterations: int
@@ -102,22 +108,25 @@ class MixedLogitResult:
 
     @property
     def summary(self) -> str:
-        """Table of estimates and evidence."""
+        """Table of estimates and evidence; a dagger marks what is no standard error."""
+        spreads = (".scale", ".sd") if self.at_boundary else ()
         rows = [
-            (name, value, errors[name])
+            (name, value, errors[name], "†" if name.endswith(spreads) else "")
             for values, errors in (
                 (self.params, self.std_errors),
                 (self.moments, self.moment_std_errors),
             )
             for name, value in values.items()
         ]
-        width = max(len("fixed strength"), *(len(name) for name, _, _ in rows)) + 2
+        width = max(len("fixed strength"), *(len(name) for name, *_ in rows)) + 2
         lines = [
             f"Mixed logit, {self.specification}: "
             f"{self.num_individuals:g} individuals, {self.num_situations} situations",
             f"{'':{width}}{'estimate':>12}{'std. error':>12}  ({self.cov_type})",
-            *(f"{name:{width}}{value:12.6g}{error:12.4g}" for name, value, error in rows),
+            *(f"{name:{width}}{value:12.6g}{error:12.4g}{mark}" for name, value, error, mark in rows),
             f"{'fixed strength':{width}}{self.fixed.estimate:12.6g}{self.fixed.std_error:12.4g}",
+            *([f"† {BOUNDARY_ERROR}"] if self.at_boundary else []),
+            *([f"not in the model: {', '.join(self.not_in_model)}"] if self.not_in_model else []),
             f"log-likelihood {self.loglik:.6f}; with a fixed strength {self.fixed.loglik:.6f}",
             f"{'converged' if self.converged else 'NOT converged'}: {self.message}",
             f"integration: {self.integration.rule}, error of the log-likelihood {self.integration.error:.1e} "

@@ -166,6 +166,36 @@ def test_errors_name_the_row_and_the_rule(
         ChoiceData.from_long(frame, **{**PANEL, "variables": ["time"], **options})
 
 
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        pytest.param(CROSS_SECTION, "'alt'.*once in a situation.*individual=.*numbered anew", id="nobody named"),
+        pytest.param(PANEL | {"individual": "all"}, "differ within an individual", id="one and the same"),
+    ],
+)
+def test_situations_numbered_anew_for_each_need_the_individual(columns: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        ChoiceData.from_long(long_table().assign(all="we"), **columns, variables=["time"])
+    assert ChoiceData.from_long(long_table(), **PANEL).num_situations == 3
+
+
+@pytest.mark.parametrize("rows", [[{"task": 1}], {"task": [1]}, None], ids=["list", "dict", "none"])
+@pytest.mark.parametrize("read", [lambda x: ChoiceData.from_long(x, **PANEL), ChoiceData.from_logratios])
+def test_what_is_no_table_is_refused(read: Callable[[Any], ChoiceData], rows: Any) -> None:
+    with pytest.raises(InvalidInputError, match=rf"a {type(rows).__name__};.*DataFrame.*Try pandas\.DataFrame\(rows\)"):
+        read(rows)
+
+
+@pytest.mark.parametrize("content", [None, "pair_id,logratio_diff\n"], ids=["missing", "another format"])
+def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "nope.parquet"
+    if content is not None:
+        file.write_text(content)
+    for source in (file, str(file)):
+        with pytest.raises(InvalidInputError, match=r"nope\.parquet'.*expected a Parquet file.*Try"):
+            ChoiceData.from_logratios(source)
+
+
 def test_pairs_of_larger_sets_are_refused() -> None:
     third = long_table().iloc[[0]].assign(alt="taxi", choice=0)
     data = ChoiceData.from_long(pd.concat([long_table(), third]), **PANEL)

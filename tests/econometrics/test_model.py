@@ -296,6 +296,15 @@ def test_the_summary_says_it_all() -> None:
     ):
         assert word in result.summary
     assert "NOT converged" in replace(result, converged=False).summary
+    for absent in ("†", "not in the model"):
+        assert absent not in result.summary
+
+
+def test_the_summary_names_attributes_without_a_coefficient() -> None:
+    frame = simulated(individuals=60).frame.assign(age=40, cost=lambda f: f["x"] ** 2)
+    result = fit(long_columns(frame, variables=None))
+    assert "not in the model: age, cost" in result.summary.splitlines()
+    assert result.params == fit(long_columns(frame)).params
 
 
 def no_heterogeneity(seed: int, *, individuals: int = 400, situations: int = 1) -> ChoiceData:
@@ -313,6 +322,9 @@ def test_no_heterogeneity_ends_at_the_boundary_with_finite_answers(family: str, 
     assert result.at_boundary
     assert result.converged
     assert "boundary" in result.summary
+    marked = [line.split()[0] for line in result.summary.splitlines() if line.endswith("†")]
+    assert marked == (["x.sd"] if family == "gamma" else ["x.scale", "x.sd"])
+    assert "† no standard error" in result.summary
     assert result.loglik == pytest.approx(result.fixed.loglik, abs=1e-7)
     assert result.moments == pytest.approx({"x.mean": result.fixed.estimate, "x.sd": 0.0})
     assert not any(math.isnan(v) for v in (*result.params.values(), *result.std_errors.values()))

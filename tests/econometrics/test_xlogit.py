@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,18 @@ from mixlogit_align.econometrics import MixedLogitModel
 
 pytest.importorskip("xlogit")
 NUM_DRAWS = 25
+
+
+def good_row(case: recovery.Case) -> dict[str, Any]:
+    empty = dict.fromkeys(("xlogit_estimate", "note"))
+    return empty | {
+        "case": case.name,
+        "true": case.true,
+        "estimate": case.true,
+        "std_error": case.true,
+        "z": dict.fromkeys(case.true, 0.0),
+        "passed": True,
+    }
 
 
 @pytest.mark.parametrize("panel", [False, True], ids=["cross-section", "panel"])
@@ -52,8 +65,38 @@ def test_first_light_passes_or_fails(
     assert first_light.main() == status
     report = json.loads((tmp_path / "first_light.json").read_text())
     assert report["passed"] == (status == 0)
+    assert not report["interrupted"]
     (row,) = report["rows"]
     assert ("FAILED: truth recovered" in row["note"]) == (status == 1)
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_an_interrupted_first_light_says_so(
+    study: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    done: int,
+) -> None:
+    first_light = study("first_light")
+    rows = iter([good_row(recovery.CASES[0])] * done)
+
+    def run(*_: object, **__: object) -> object:
+        for row in rows:
+            return row
+        raise KeyboardInterrupt
+
+    earlier = tmp_path / "first_light.json"
+    earlier.write_text("earlier")
+    monkeypatch.setattr(first_light, "run", run)
+    monkeypatch.setattr("sys.argv", ["first_light.py", "--out", str(tmp_path)])
+    assert first_light.main() == 130
+    assert "Interrupted" in capsys.readouterr().out
+    if done:
+        report = json.loads(earlier.read_text())
+        assert (len(report["rows"]), report["passed"], report["interrupted"]) == (1, False, True)
+    else:
+        assert earlier.read_text() == "earlier"
 
 
 def test_the_draws_are_standard(study: Callable[[str], ModuleType]) -> None:
