@@ -18,7 +18,7 @@ help: ## this list
 demo: $(VENV)/.test ## recover a known truth, then align a small policy; writes demo_output/report.html
 	$(BIN)/python validation/first_light.py --out demo_output
 	$(BIN)/mixlogit-align demo --out demo_output
-	@test -s demo_output/report.html && echo "Open demo_output/report.html"
+	@test -s demo_output/report.html
 
 test: lint ## lint, then every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --durations=15 $(PYTEST_ARGS)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from mixlogit_align import __version__
-from mixlogit_align.errors import InvalidInputError, MixlogitError
+from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -20,6 +21,26 @@ EXAMPLES = """examples:
 
 exit status:
   0 done, every check passed; 1 a check or a run failed; 2 wrong usage or settings; 130 interrupted by Ctrl-C
+"""
+
+EXAMPLE_CONFIG = """\
+out: runs/first                   # the run folder
+name: first
+data:
+  source: simulated               # or hh, humour: with folder, max_train, max_eval in place of what follows
+  num_train: 2048
+  num_eval: 512
+model: {kind: new, hidden_size: 64, num_layers: 2}       # or {kind: pretrained, path: FOLDER}
+tokenization: {max_length: 128, max_prompt_length: 64}
+sft:                              # either stage may be left out
+  optim: {name: adamw, lr: 3e-3, warmup_steps: 20}
+  eval_every_examples: 512
+preference:
+  optim: {name: rmsprop, lr: 1e-3, warmup_steps: 20}
+  num_epochs: 2
+  eval_every_examples: 512
+  strength: {family: gamma, lr: 1e-2}    # or point (DPO), lognormal
+  integration: {rule: best}              # or closed_form, quadrature, monte_carlo
 """
 
 
@@ -67,10 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, more: str) -> argparse.ArgumentParser:
+    def command(name: str, what: str, more: str, epilog: str | None = None) -> argparse.ArgumentParser:
         added = commands.add_parser(
-            name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{more}", formatter_class=plain,
-            allow_abbrev=False,
+            name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{more}", epilog=epilog,
+            formatter_class=plain, allow_abbrev=False,
         )  # fmt: skip
         return added
 
@@ -93,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
             what,
             "Any setting of the file can be replaced: --section.setting value, for example --out runs/two\n"
             "or --preference.optim.lr 1e-6.",
+            f"a complete configuration:\n\n{textwrap.indent(EXAMPLE_CONFIG, '  ')}",
         )
         train.add_argument("--config", type=Path, required=True, help="YAML file of settings")
         train.add_argument("--overwrite", action="store_true", help="replace an earlier run in the same folder")
@@ -147,9 +169,19 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
 
     config = load_config(options.config, options.settings)
     if supervised_only:
+        if config.sft is None:
+            raise InvalidInputError(
+                explain(
+                    str(options.config),
+                    got="no section `sft:`",
+                    expected="the settings of the supervised stage",
+                    hint="adding `sft: {}`, or `mixlogit-align train` for the preference stage alone",
+                )
+            )
         config = dataclasses.replace(config, preference=None)
     with RichProgress() as progress:
         result = run_alignment(config, progress=progress, overwrite=options.overwrite)
+    print(f"data: {config.data.source}")
     for stage, metrics in result.metrics.items():
         print(
             f"{stage}: held-out "

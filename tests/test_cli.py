@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from mixlogit_align import cli
+from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, StrengthConfig, parse_config
 from mixlogit_align.errors import ConvergenceError, InvalidInputError
 
 TINY = """
@@ -101,6 +105,35 @@ def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert one_line(error)
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_help_shows_a_complete_configuration(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    assert cli.EXAMPLE_CONFIG in textwrap.dedent(capsys.readouterr().out.partition("a complete configuration:\n\n")[2])
+    config = parse_config(yaml.safe_load(cli.EXAMPLE_CONFIG))
+    assert config.sft is not None
+    assert config.preference is not None
+    options = (*DataConfig.__args__, *StrengthConfig.__args__, *IntegrationConfig.__args__)
+    tags = [dataclasses.fields(option)[0].default for option in options]
+    assert [tag for tag in tags if tag not in cli.EXAMPLE_CONFIG] == []
+
+
+def test_the_supervised_command_asks_for_its_section(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "--config", str(config), "--sft", "null"]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "no section `sft:`" in error
+    assert one_line(error)
+
+
+def test_a_rule_that_does_not_fit_is_a_wrong_setting(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--preference.strength", "{family: lognormal}", "--preference.integration", "{rule: closed_form}"]
+    assert cli.main(["train", "--config", str(config), *more]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "integration: {rule: best}" in error
+    assert one_line(error)
+    assert not (config.parent / "run").exists()
+
+
 def test_no_evidence_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path)]) == cli.USAGE
     assert one_line(capsys.readouterr().err)
@@ -153,7 +186,9 @@ def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureF
     train = ["train", "--config", str(config)]
     assert cli.main([*train, "--name", "renamed", "--preference.strength.lr", "0.02"]) == 0
     run = tmp_path / "run"
-    assert "preference: held-out loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "data: simulated" in printed
+    assert "preference: held-out loss" in printed
     assert json.loads((run / "run.json").read_text())["name"] == "renamed"
     assert json.loads((run / "strength.json").read_text())["learning_rate"] == 0.02
     assert "renamed" in (run / "report.html").read_text(encoding="utf-8")

@@ -457,7 +457,7 @@ class AlignmentConfig:
             "sft, preference",
             None,
             "at least one stage",
-            "a section `preference:`",
+            "a section `sft:` or `preference:`",
         )
         if isinstance(self.model, NewModel):
             _require(
@@ -487,6 +487,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
     """
     import yaml
 
+    if not Path(path).is_file():
+        raise InvalidInputError(
+            explain(
+                str(path),
+                got="a folder" if Path(path).is_dir() else "no such file",
+                expected="a YAML file of settings",
+                hint="the path of one; `mixlogit-align train --help` shows a complete example",
+            )
+        )
     try:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         for override in overrides:
@@ -538,9 +547,10 @@ def _section(cls: type[T], settings: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in settings:
         if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1, cutoff=0.0)
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"{where}{near[0]}" if near else "one of these"
             raise InvalidInputError(
-                explain("settings", got=f"unknown {where}{name}", expected=", ".join(fields), hint=f"{where}{near[0]}")
+                explain("settings", got=f"unknown {where}{name}", expected=f"one of {', '.join(fields)}", hint=hint)
             )
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING

@@ -52,7 +52,7 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
     out : Path
         Gets ``sft/`` and one folder a run, e.g. ``cv1-mixdpo-gamma-closed-form/``; earlier ones are replaced.
     progress : callable, optional
-        See `run_alignment`; a task is named after the run, then its stage.
+        See `run_alignment`; a task is named after the run's folder, since each run has one stage.
     quick : bool
         Fewer examples: shows that everything runs, not what is learned.
 
@@ -98,8 +98,8 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
 
 
 def _run(config: AlignmentConfig, progress: Progress | None) -> RunResult:
-    def named(stage: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
+    def named(_: str, done: int, total: int, metrics: Mapping[str, float]) -> None:
         if progress is not None:
-            progress(f"{Path(config.out).name}: {stage}", done, total, metrics)
+            progress(Path(config.out).name.replace("-", " "), done, total, metrics)
 
     return run_alignment(config, progress=named, overwrite=True)

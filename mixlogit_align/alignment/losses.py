@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixlogit_align.distributions import LearnableMixing, MixedLogit
+from mixlogit_align.distributions.mixing import check_mixing
 from mixlogit_align.errors import InvalidInputError, explain
 
 
@@ -91,8 +92,9 @@ def mixdpo_loss(
     Raises
     ------
     InvalidInputError
-        When shapes differ, a value is not finite (the message names the pairs), or the mean strength is not a
-        finite number above 0, without which no pair pulls the policy where it was preferred.
+        When an argument is no tensor or ``mixing`` no distribution, shapes differ, a value is not finite (the message
+        names the pairs), or the mean strength is not a finite number above 0, without which no pair pulls the
+        policy where it was preferred.
 
     References
     ----------
@@ -111,6 +113,7 @@ def mixdpo_loss(
     rewards_rejected = policy_rejected - reference_rejected
     logratio_diff = rewards_chosen - rewards_rejected
     distribution = mixing() if isinstance(mixing, nn.Module) else mixing
+    check_mixing(distribution)
     mean = distribution.mean.detach().expand(logratio_diff.shape)
     if not bool(((mean > 0) & mean.isfinite()).all()):
         raise InvalidInputError(
@@ -236,20 +239,32 @@ def _widened(x: Tensor) -> Tensor:
 
 
 def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor | None) -> None:
+    given: dict[str, Any] = {**logps, "weights": weights, "pair_ids": pair_ids}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise InvalidInputError(
+                explain(
+                    name,
+                    got=f"an object of type {type(value).__name__}",
+                    expected="a tensor of shape (B,), one number a pair",
+                    hint="torch.tensor(...)",
+                )
+            )
     shape = logps["policy_chosen_logps"].shape
-    for name, value in {**logps, "weights": weights, "pair_ids": pair_ids}.items():
-        if value is not None and (value.shape != shape or value.ndim != 1):
+    for name, value in given.items():
+        if value.shape != shape or value.ndim != 1:
+            beside = f"; policy_chosen_logps has {tuple(shape)}" if len(shape) == 1 else ""
             raise InvalidInputError(
                 explain(
                     name,
                     got=f"shape {tuple(value.shape)}",
-                    expected=f"one number a pair, (B,), as policy_chosen_logps {tuple(shape)}",
+                    expected=f"shape (B,), one number a pair{beside}",
                     hint="summing log-probabilities over tokens first",
                 )
             )
-    for name, value in {**logps, "weights": weights}.items():
-        if value is None:
-            continue
+    given.pop("pair_ids", None)
+    for name, value in given.items():
         bad = ~value.detach().isfinite()
         if name == "weights":
             bad |= value < 0

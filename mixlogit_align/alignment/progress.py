@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-SHOWN = ("loss", "accuracy")
+SHOWN = {"loss": ".3f", "accuracy": ".0%"}
 
 
 class Progress(Protocol):
@@ -16,7 +16,7 @@ class Progress(Protocol):
 
 
 class RichProgress:
-    """A `Progress` that draws one rich bar a task, with examples per second and the time left.
+    """A `Progress` that draws one rich bar a task, with examples per second and the time left, within 80 columns.
 
     A context manager; a task's bar starts at its first call.
     """
@@ -24,10 +24,12 @@ class RichProgress:
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # the only column that may give way: a long name takes several lines
+            TextColumn("{task.description}", table_column=Column()),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
@@ -53,6 +55,6 @@ class RichProgress:
         self._bars.update(
             bar,
             completed=done,
-            rate=f"{speed:.0f} examples/s" if speed else "",
-            shown="  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics),
+            rate=f"{speed:.0f}/s" if speed else "",
+            shown=" ".join(f"{name} {metrics[name]:{shape}}" for name, shape in SHOWN.items() if name in metrics),
         )

@@ -23,13 +23,14 @@ from mixlogit_align.alignment.data import StrengthTruth, load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS
 from mixlogit_align.alignment.logratios import SequenceLogProbs
+from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.strength import build_preference_loss, strength_record
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.alignment.trainer import MetricsLog, NonFiniteLossError, ParameterGroup, Trainer
 from mixlogit_align.alignment.truth import compare_with_truth
-from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
+from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError, explain
 
 # Nats. Float32 noise between two ways to batch the same rows stays far below, another model far above.
 REFERENCE_TOLERANCE = 1e-2
@@ -76,21 +77,23 @@ def run_alignment(config: AlignmentConfig, *, progress: Progress | None = None, 
     Raises
     ------
     InvalidInputError
-        For a folder that holds another run, missing data, or larger sets than pairs in a preference stage.
+        For a device that is not there, a rule that does not fit the strength, or a folder that holds another run,
+        before anything is written; for missing data, or larger sets than pairs in a preference stage.
     NonFiniteLossError
         When a loss or gradient is NaN or infinite; ``run.json`` then names the pairs.
     MixlogitError
         When the policy's log-probabilities differ from its own reference's before the first step.
     """
+    preference_loss = _preference_loss(config)
     out = Path(config.out)
     if (out / "config.yaml").exists():
         if not overwrite:
             raise InvalidInputError(
                 explain(
                     "out",
-                    got=f"{out}, which holds a run",
+                    got=f"{out}, which holds a run (status: {_status(out)})",
                     expected="a new folder",
-                    hint="another `out`, or overwriting it",
+                    hint="another `out`, or --overwrite (in Python, overwrite=True) to replace that run",
                 )
             )
         shutil.rmtree(out)
@@ -106,7 +109,7 @@ def run_alignment(config: AlignmentConfig, *, progress: Progress | None = None, 
 
     record("running")
     try:
-        metrics, strength, truth = _stages(config, out, progress or (lambda *_: None))
+        metrics, strength, truth = _stages(config, preference_loss, out, progress or (lambda *_: None))
     except KeyboardInterrupt:
         record("interrupted")
         raise
@@ -122,15 +125,50 @@ def run_alignment(config: AlignmentConfig, *, progress: Progress | None = None, 
     )
 
 
+def _preference_loss(config: AlignmentConfig) -> MixDPOLoss | None:
+    """The loss of the preference stage, tried once on its device: what cannot work is refused before any training."""
+    try:
+        torch.empty(0, device=config.device)
+    except (AssertionError, RuntimeError) as error:  # torch raises either
+        raise InvalidInputError(
+            explain(
+                "device",
+                got=f"{config.device!r} ({str(error).splitlines()[0].rstrip('.')})",
+                expected="a device that torch can use on this machine",
+                hint="`device: cpu`",
+            )
+        ) from error
+    if config.preference is None:
+        return None
+    preference_loss = build_preference_loss(config.preference).to(config.device)
+    try:
+        preference_loss(*torch.zeros(4, 1, device=config.device))
+    except IntegrationError as error:
+        raise InvalidInputError(
+            explain(
+                "preference.integration",
+                got=f"`rule: {config.preference.integration.rule}` "
+                f"for a strength of `family: {config.preference.strength.family}`",
+                expected="a rule that fits the family",
+                hint="`integration: {rule: best}`",
+            )
+        ) from error
+    return preference_loss
+
+
+def _status(out: Path) -> str:
+    """What the run in a folder says of itself; a run that was killed still says "running"."""
+    try:
+        return str(json.loads((out / "run.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError):
+        return "unknown"
+
+
 def _stages(
-    config: AlignmentConfig, out: Path, progress: Progress
+    config: AlignmentConfig, preference_loss: MixDPOLoss | None, out: Path, progress: Progress
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any] | None, dict[str, Any] | None]:
     from mixlogit_align.alignment import hf
 
-    if config.preference is not None:
-        preference_loss = build_preference_loss(config.preference).to(config.device)
-        # A rule that does not fit the family is refused here, not after the supervised stage.
-        preference_loss(*torch.zeros(4, 1, device=config.device))
     data = load_data(config.data)
     splits = {name: data.split(name) for name in SPLITS}
     texts = (text for row in splits["train"] for text in (row.prompt, *row.responses))
@@ -151,7 +189,7 @@ def _stages(
             objective = SFTObjective(policy, collator, eval_batch_size=config.sft.eval_batch_size)
             groups = [_policy_group(policy, config.sft)]
             metrics["sft"] = trainer.run("sft", config.sft, objective, groups, rows["train"], rows["eval"])
-        if config.preference is not None:
+        if config.preference is not None and preference_loss is not None:
             objective_ = PreferenceObjective(
                 policy, preference_loss, collator, eval_batch_size=config.preference.eval_batch_size
             )

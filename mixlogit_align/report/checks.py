@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixlogit_align.report.files import Evidence, Recovery, Run
+from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, strength_distribution
+
+# What a recovery allows itself, in standard errors; the report may not import the room that recovers.
+Z_BOUND = 4.5
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class Check:
     Parameters
     ----------
     passed : bool or None
-        None where an interruption left it open.
+        None where an interruption left it open, or a loss moved too little to tell.
     text : str
         What came out, with its numbers.
     """
@@ -29,7 +33,7 @@ def checks(evidence: Evidence) -> list[Check]:
     tuned = [run for run in evidence.runs if run.config.preference is None]
     return [
         *(check for recovery in evidence.recoveries for check in _recovered(recovery)),
-        *([_trained("Supervised fine-tuning", "sft", tuned)] if tuned else []),
+        *([_trained(f"Supervised fine-tuning on {data_names(tuned)}", "sft", tuned)] if tuned else []),
         *(_trained(f"Aligned on {world}", "preference", runs) for world, runs in evidence.worlds.items()),
     ]
 
@@ -44,7 +48,7 @@ def _recovered(recovery: Recovery) -> list[Check]:
         Check(
             recovery.passed if complete else None,
             f"Known strengths recovered{against}: {good} of {total} cases, the worst estimate "
-            f"{recovery.largest_z:.1f} standard errors from the truth{aside}.",
+            f"{recovery.largest_z:.1f} standard errors from the truth (allowed: {Z_BOUND}){aside}.",
         )
     ]
     compared = [row for row in recovery.rows if row["xlogit_estimate"] is not None]
@@ -63,14 +67,30 @@ def _recovered(recovery: Recovery) -> list[Check]:
 
 
 def _trained(what: str, stage: str, runs: Sequence[Run]) -> Check:
-    """Every run finished, with a lower held-out loss than it began with."""
+    """Every run finished, with a lower held-out loss than it began with; open where it hardly moved."""
     outcomes, texts = [], []
     for run in runs:
         losses = run.series(stage, "eval", "loss")[1]
         outcome = {"finished": bool(losses) and losses[-1] < losses[0], "failed": False}.get(run.status)
         reached = f"{losses[0]:.4f} to {losses[-1]:.4f}" if losses else "not measured"
         aside = "" if run.status == "finished" else f" ({run.error or run.status})"
+        if outcome and stage == "preference" and losses[0] - losses[-1] < (least := _least_gain(run)):
+            outcome, aside = None, f" (hardly moved: a fall below {least:.4f} may be chance)"
         outcomes.append(outcome)
         texts.append(f"{run.name} {reached}{aside}")
     passed = False if False in outcomes else None if None in outcomes else True
     return Check(passed, f"{what}, held-out loss: {'; '.join(texts)}.")
+
+
+def _least_gain(run: Run) -> float:
+    """Two standard errors of the paired fall in held-out loss (each pair began at log 2); 1 % without log-ratios."""
+    import torch
+
+    from mixlogit_align.distributions import MixedLogit
+
+    if run.log_ratios is None or run.strength is None:
+        return 0.01 * math.log(2)
+    delta, weights = (torch.tensor(run.log_ratios[name], dtype=torch.float64) for name in ("logratio_diff", "weight"))
+    gain = MixedLogit(delta, strength_distribution(run.strength)).log_prob(torch.ones_like(delta)) + math.log(2)
+    share = weights / weights.sum()
+    return 2 * math.sqrt((share * (gain - (share * gain).sum())).square().sum().item())

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from mixlogit_align.report.files import Recovery, Run
+from mixlogit_align.report.files import Recovery, Run, data_names, strength_distribution
 
 # Okabe and Ito's palette, safe for colour-blind readers; page.css has the variables in both themes.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -109,9 +109,9 @@ def sft_figure(runs: Sequence[Run]) -> Figure:
         "First the policy learns to write",
         [_panel("sft", "negative log-likelihood of the chosen responses", draw)],
         _keys(styles, runs),
-        "Supervised fine-tuning on the chosen responses: the faint line is the training loss, the marked one is "
-        "held out. It should fall and flatten. The policy that comes out is where every method below starts, and "
-        "the reference that it is held against.",
+        f"Supervised fine-tuning on the chosen responses of {data_names(runs)}: the faint line is the "
+        "training loss, the marked one is held out. It should fall and flatten. The policy that comes out is where "
+        "every method below starts, and the reference that it is held against.",
     )
 
 
@@ -147,8 +147,9 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
             _panel(f"{name}-margin", "reward margin", curve("margin/reward", "mean strength × nats")),
         ],
         [*_keys(styles, runs), *([_key("attainable under the truth", TRUTH)] if held_out else [])],
-        "Every method starts at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise."
-        f"{attainable} Where accuracies are close and margins are not, methods rank responses "
+        "Every method starts at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise. "
+        "Late in training the margin may fall again while the loss still improves: it is in the unit of the strength, "
+        f"which moves, too.{attainable} Where accuracies are close and margins are not, methods rank responses "
         "alike and differ in how sure they are.",
     )
 
@@ -252,7 +253,7 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
     delta = torch.linspace(-8 / mean, 8 / mean, 321, dtype=torch.float64)
     dpo = mean * torch.sigmoid(-mean * delta)
     weights = {
-        run.name: mean / means[run.name] * _slope(delta * mean / means[run.name], _mixing(run.strength))
+        run.name: mean / means[run.name] * _slope(delta * mean / means[run.name], strength_distribution(run.strength))
         for run in runs
         if run.strength
     }
@@ -364,23 +365,10 @@ def _density(axes: Any, record: Mapping[str, Any], style: Style, top: float) -> 
         return
     unit = record.get("unit", 1.0)
     grid = torch.linspace(top / 800, top, 400, dtype=torch.float64)
-    values = ((_mixing(record).log_prob(grid / unit)).exp() / unit).tolist()
+    values = ((strength_distribution(record).log_prob(grid / unit)).exp() / unit).tolist()
     if style is TRUTH:
         axes.fill_between(grid.tolist(), values, color=GRID, alpha=0.6, linewidth=0)
     axes.plot(grid.tolist(), values, **style)
-
-
-def _mixing(record: Mapping[str, Any]) -> Any:
-    """The distribution that a strength record describes, in float64."""
-    import pyro.distributions as dist
-    import torch
-
-    from mixlogit_align.distributions import InverseGaussian
-
-    families = {"point": dist.Delta, "lognormal": dist.LogNormal, "gamma": dist.Gamma, "weibull": dist.Weibull,
-                "normal": dist.Normal, "inverse_gaussian": InverseGaussian}  # fmt: skip
-    values = [torch.tensor(value, dtype=torch.float64) for value in record["parameters"].values()]
-    return families[record["family"]](*values)
 
 
 def _slope(delta: Any, mixing: Any) -> Any:
@@ -410,8 +398,8 @@ def _probabilities(run: Run) -> tuple[Any, Any]:
     sign = torch.tensor([1.0 if first[pair] else -1.0 for pair in pairs], dtype=torch.float64)
     logratio_diff = sign * torch.tensor(run.log_ratios["logratio_diff"], dtype=torch.float64)
     utility_diff = sign * torch.tensor([truth.utility_diff[pair] for pair in pairs], dtype=torch.float64)
-    learned = MixedLogit(logratio_diff, _mixing(run.strength)).probs
-    return learned, MixedLogit(utility_diff, _mixing(truth.summary())).probs
+    learned = MixedLogit(logratio_diff, strength_distribution(run.strength)).probs
+    return learned, MixedLogit(utility_diff, strength_distribution(truth.summary())).probs
 
 
 def _moments(record: Mapping[str, Any], name: str) -> str:

@@ -140,6 +140,24 @@ class Evidence:
         return found
 
 
+def data_names(runs: Sequence[Run]) -> str:
+    """The data of all runs, each named once."""
+    return "; ".join(dict.fromkeys(run.data_name for run in runs))
+
+
+def strength_distribution(record: Mapping[str, Any]) -> Any:
+    """The distribution that a strength record describes, in float64."""
+    import pyro.distributions as dist
+    import torch
+
+    from mixlogit_align.distributions import InverseGaussian
+
+    families = {"point": dist.Delta, "lognormal": dist.LogNormal, "gamma": dist.Gamma, "weibull": dist.Weibull,
+                "normal": dist.Normal, "inverse_gaussian": InverseGaussian}  # fmt: skip
+    values = [torch.tensor(value, dtype=torch.float64) for value in record["parameters"].values()]
+    return families[record["family"]](*values)
+
+
 def read_evidence(paths: Sequence[Path]) -> Evidence:
     """Read run folders, recovery files, and folders that hold such.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from mixlogit_align.alignment.config import dump_config
 from mixlogit_align.report import figures, tables
 from mixlogit_align.report.checks import Check, checks
-from mixlogit_align.report.files import Evidence, Recovery, Run, read_evidence
+from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, read_evidence
 
 TITLE = "Mixed logit: recovery and alignment"
 
@@ -44,7 +44,7 @@ def write_report(paths: Sequence[Path], out: Path) -> list[Check]:
 def build_page(evidence: Evidence) -> str:
     """Return the page as HTML; a pure function of the evidence."""
     sections = [
-        _verdict(checks(evidence)),
+        _verdict(checks(evidence), evidence),
         *(_recovery(recovery) for recovery in evidence.recoveries if recovery.rows),
         *_fine_tuning(evidence.runs),
         *(_world(world, runs) for world, runs in evidence.worlds.items()),
@@ -62,21 +62,27 @@ def build_page(evidence: Evidence) -> str:
     )
 
 
-def _verdict(found: Sequence[Check]) -> str:
+def _verdict(found: Sequence[Check], evidence: Evidence) -> str:
     failed = sum(check.passed is False for check in found)
     open_ = sum(check.passed is None for check in found)
     if failed:
         kind, words = "bad", f"{failed} of {len(found)} checks failed"
     elif open_ or not found:
-        kind, words = "open", f"Interrupted: {len(found) - open_} of {len(found)} checks passed, the rest is open"
+        kind, words = "open", f"{len(found) - open_} of {len(found)} checks passed, the rest is open"
     else:
-        kind, words = "good", f"All {len(found)} checks passed"
+        kind, words = "good", f"All {len(found)} checks passed" if len(found) > 1 else "The one check passed"
+    data = f"<p>Data: {escape(data_names(evidence.runs))}.</p>\n" if evidence.runs else ""
+    order = (
+        " First the likelihood of this model is held against known truths; only then is a language model aligned "
+        "with the same likelihood."
+        if evidence.recoveries
+        else ""
+    )
     items = "".join(f"<li>{tables.mark(check.passed)} <span>{escape(check.text)}</span></li>" for check in found)
     return (
         f'<header class="{kind}"><h1>{TITLE}</h1>\n<p class="verdict">{words}.</p>\n<ul class="checks">{items}</ul>\n'
-        "<p>A person of strength b prefers the first of two alternatives with probability σ(b · difference in "
-        "utility), and b varies between people. First the likelihood of this model is held against known "
-        "truths; only then is a language model aligned with the same likelihood.</p></header>"
+        f"{data}<p>A person of strength b prefers the first of two alternatives with probability σ(b · difference in "
+        f"utility), and b varies between people.{order}</p></header>"
     )
 
 

@@ -74,12 +74,15 @@ def methods_table(runs: Sequence[Run]) -> str:
     """Where every method ended on held-out pairs; beside the truth, where it is known."""
     columns = ["method", "integration", "loss", "accuracy", "reward margin", "strength mean", "strength cv", "seconds"]
     rows = [_method_row(run) for run in runs]
-    caption = "Held-out pairs, at the end of training."
+    caption = (
+        "Held-out pairs, at the end of training. Strength mean: as it stands, in the unit of the run's log-ratios."
+    )
     if truth := next((run.truth for run in runs if run.truth), None):
         columns += ["excess loss", "correlation"]
         caption += (
-            " Excess loss: expected nats a comparison beyond what the truth itself would score. Correlation: of mean "
-            "strength times log-ratio difference with the true utility difference."
+            " The figures of learned strengths give them in the truth's unit instead. Excess loss: expected nats a "
+            "comparison beyond what the truth itself would score. Correlation: of mean strength times log-ratio "
+            "difference with the true utility difference."
         )
         for run, row in zip(runs, rows, strict=True):
             held_out = run.truth["held_out"] if run.truth else {}

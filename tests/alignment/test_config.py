@@ -70,7 +70,7 @@ def test_an_override_may_open_a_section(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preference": {"optim": {"learningrate": 1}}}, r"unknown preference\.optim\.learningrate.*Try preference"),
+        ({"preference": {"optim": {"learningrate": 1}}}, r"unknown preference\.optim\.learningrate.*Try one of these"),
         ({"prefrence": {}}, "Try preference"),
         ({"preference": {"strength": {"family": "lognormal", "sigma": 1.0}}}, r"strength\.sigma"),
         ({"preference": {"strength": {"family": "gama"}}}, r"preference\.strength\.family.*Try `family: gamma`"),
@@ -90,7 +90,8 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"preference": {}, "model": {"kind": "new", "vocab_size": 100}}, "at least 258"),
         ({"preference": {}, "model": {"kind": "new", "max_positions": 64}}, "max_length=128"),
         ({"preference": {}, "model": {"kind": "pretrained"}}, r"model\.path: got nothing"),
-        ({}, "at least one stage"),
+        ({}, "at least one stage.*Try a section `sft:` or `preference:`"),
+        ({"data": {"source": "hh", "path": "x"}}, r"unknown data\.path; expected one of source, .*Try one of"),
     ],
     ids=str,
 )  # fmt: skip
@@ -113,8 +114,13 @@ def test_text_that_is_no_settings(tmp_path, text):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InvalidInputError, match="absent"):
+    with pytest.raises(InvalidInputError, match=r"absent\.yaml: got no such file; expected a YAML file"):
         load_config(tmp_path / "absent.yaml")
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(InvalidInputError, match="got a folder; expected a YAML file"):
+        load_config(tmp_path)
 
 
 def test_an_override_needs_a_value(tmp_path):

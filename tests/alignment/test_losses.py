@@ -243,8 +243,24 @@ def test_shapes_must_agree(place):
 
 
 def test_log_probabilities_of_tokens_are_refused():
-    with pytest.raises(InvalidInputError, match="summing log-probabilities"):
+    with pytest.raises(
+        InvalidInputError, match=r"got shape \(5, 3\); expected shape \(B,\), one number a pair\. Try summing"
+    ):
         mixdpo_loss(*torch.zeros(4, 5, 3), mixing=FAMILIES["gamma"])
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_lists_are_refused(place):
+    given = logps(5)
+    given[place] = given[place].tolist()
+    with pytest.raises(InvalidInputError, match="got an object of type list; expected a tensor"):
+        mixdpo_loss(*given, mixing=FAMILIES["gamma"])
+
+
+@pytest.mark.parametrize("mixing", [0.1, "gamma"])
+def test_what_is_no_distribution_is_refused(mixing):
+    with pytest.raises(InvalidInputError, match="mixing: got an object of type"):
+        mixdpo_loss(*logps(2), mixing=mixing)
 
 
 @pytest.mark.parametrize("name", ["weights", "pair_ids"])

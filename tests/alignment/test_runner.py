@@ -41,7 +41,7 @@ from mixlogit_align.alignment.config import (
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.hf import load
 from mixlogit_align.alignment.tokenization import tokenize
-from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError
+from mixlogit_align.errors import InvalidInputError, MixlogitError
 
 TINY = NewModel(hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
 PREFERENCE_KEYS = {
@@ -270,9 +270,24 @@ def test_a_policy_that_is_not_its_own_reference_is_noticed(tmp_path, monkeypatch
 
 def test_a_rule_that_does_not_fit_is_refused_before_any_training(tmp_path):
     preference = PreferenceConfig(strength=LogNormalStrength(), integration=ClosedFormRule())
-    with pytest.raises(IntegrationError):
+    with pytest.raises(InvalidInputError, match=r"got `rule: closed_form` .*Try `integration: \{rule: best\}`"):
         run_alignment(tiny_config(tmp_path / "run", preference=preference))
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_folder_is_made(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"device: got 'cuda:99' .*Try `device: cpu`"):
+        run_alignment(tiny_config(tmp_path / "run", device="cuda:99"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("state", "status"), [('{"status": "failed"}', "failed"), ("{", "unknown"), (None, "unknown")])
+def test_a_run_in_the_way_says_how_it_ended(tmp_path, state, status):
+    (tmp_path / "config.yaml").touch()
+    if state is not None:
+        (tmp_path / "run.json").write_text(state)
+    with pytest.raises(InvalidInputError, match=rf"status: {status}.*--overwrite"):
+        run_alignment(tiny_config(tmp_path))
 
 
 # --- demonstration and progress --------------------------------------------------------------------
@@ -286,8 +301,8 @@ def test_demo_runs(tmp_path):
     assert truth.keys() == {result.path.name for result in results[1:]}
     assert {run["strength"]["cv"] for run in truth.values()} == {0.0, 1.0}
     assert len({result.path for result in results}) == 9
-    assert tasks[0] == "sft: sft"
-    assert tasks[-1].endswith(": preference")
+    assert tasks[0] == "sft"
+    assert tasks[-1] == "cv0 mixdpo gamma closed form"
     assert all(result.truth["held_out"]["accuracy"] > 0.6 for result in results[1:])
 
 
@@ -299,3 +314,16 @@ def test_progress_bars_show_what_runs(capsys):
     out = capsys.readouterr().out
     assert "preference" in out
     assert "10/10" in out
+
+
+def test_progress_bars_fit_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "cv1 mixdpo lognormal monte carlo 16"
+    with RichProgress() as progress:
+        progress(name, 0, 12288, {})
+        progress(name, 12288, 12288, {"loss": 0.5514, "accuracy": 0.7144})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "loss 0.551 accuracy 71%" in out
+    assert "…" not in out
+    assert set(name.split()) <= set(out.split())

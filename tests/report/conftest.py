@@ -23,7 +23,7 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data import load_data
 
-DATA = SimulatedData(num_train=8, num_eval=60, num_annotators=4)
+DATA = SimulatedData(num_train=8, num_eval=600, num_annotators=4)
 STRENGTHS: dict[str, tuple[Any, dict[str, Any]]] = {
     "DPO": (PointStrength(), {"family": "point", "mean": 0.1, "sd": 0.0, "parameters": {"v": 0.1}}),
     "MixDPO <lognormal>": (
@@ -96,6 +96,7 @@ def write_preference_run(folder: Path, name: str, data: SimulatedData = DATA, en
     rows = simulated.split("eval")
     table = {
         "pair_id": [row.pair_id for row in rows],
+        "weight": [row.weight for row in rows],
         "logratio_diff": [2 * simulated.truth.utility_diff[row.pair_id] for row in rows],
     }
     pyarrow.parquet.write_table(pyarrow.table(table), folder / "log_ratios.parquet")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mixlogit_align.report import Evidence, figures, read_evidence
-from mixlogit_align.report.files import read_run
+from mixlogit_align.report.files import read_run, strength_distribution
 
 from .conftest import STRENGTHS, write_preference_run
 
@@ -77,12 +77,14 @@ def test_nothing_to_draw_is_no_figure(demonstration: Path, name: str) -> None:
 )
 def test_weight_of_a_pair(delta: float, weight: float) -> None:
     at = torch.tensor([delta], dtype=torch.float64)
-    assert figures._slope(at, figures._mixing(STRENGTHS["MixDPO gamma"][1])).item() == pytest.approx(weight, rel=5e-4)
+    assert figures._slope(at, strength_distribution(STRENGTHS["MixDPO gamma"][1])).item() == pytest.approx(
+        weight, rel=5e-4
+    )
 
 
 def test_weights_at_zero_are_half_the_mean() -> None:
     at = torch.zeros(1, dtype=torch.float64)
-    weights = [figures._slope(at, figures._mixing(record)).item() for _, record in STRENGTHS.values()]
+    weights = [figures._slope(at, strength_distribution(record)).item() for _, record in STRENGTHS.values()]
     # means 0.1, exp(loc + scale^2 / 2) and 2 / 16.7; float64 rounding
     assert weights == pytest.approx([0.05, math.exp(-2.3 + 0.18) / 2, 1 / 16.7], rel=1e-12)
 

@@ -106,6 +106,11 @@ def test_the_verdict_comes_first(page: str) -> None:
         "0.123",  # probability error
         "0.2.7",  # xlogit's version
         "a machine",
+        "Data: simulated annotators, strength lognormal, cv 1; simulated annotators, strength the same for all (cv 0).",
+        "on the chosen responses of simulated annotators, strength lognormal, cv 1: the faint line",
+        "First the likelihood of this model is held against known truths",
+        "margin may fall again while the loss still improves",
+        "Strength mean: as it stands",
         "strength_cv: 0.0",  # the configuration
     ],
 )
@@ -137,7 +142,7 @@ def test_an_interrupted_demonstration_is_readable(tmp_path: Path) -> None:
     write_recovery(tmp_path / "recovery.json", [recovery_row("normal, panel")], passed=False)
     write_run(tmp_path / "alignment" / "sft", SFT, losses("sft", [5.0, 4.0]), status="interrupted")
     text = Reader(build_page(read_evidence([tmp_path]))).text
-    assert "Interrupted: 1 of 3 checks passed" in text
+    assert "1 of 3 checks passed" in text
     assert "SFT 5.0000 to 4.0000 (interrupted)" in text
 
 
@@ -175,3 +180,10 @@ def test_a_run_stopped_before_its_strength_was_written(tmp_path: Path) -> None:
     assert "cut 0.6900 to 0.6000 (interrupted)" in text
     assert "Learning on held-out pairs" in text
     assert "The strength that was learned" not in text
+
+
+def test_a_single_run_names_its_data_and_claims_no_recovery(tmp_path: Path) -> None:
+    text = Reader(build_page(read_evidence([write_preference_run(tmp_path / "a", "DPO")]))).text
+    assert "The one check passed" in text
+    assert "Data: simulated annotators" in text
+    assert "known truths" not in text
