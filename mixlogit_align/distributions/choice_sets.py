@@ -288,12 +288,15 @@ class MixedPlackettLuce(_ChoiceSet):
         offered = torch.gather(offered, -1, order)
         utilities = utilities - utilities[..., :1].detach()
         k = min(index.shape[-1], j - 1)
-        counted = ranked[..., :k]
+        left_behind = offered.flip(-1).cumsum(-1).flip(-1)[..., 1 : k + 1] > 0
+        counted = ranked[..., :k] & left_behind
 
         def loglik(strength: Tensor) -> Tensor:
             scaled = torch.where(offered, strength.unsqueeze(-1) * utilities, _ABSENT)
             # log of the summed weights of all that come after place i
             after = torch.logcumsumexp(scaled.flip(-1), -1).flip(-1)[..., 1 : k + 1]
+            # masked before it is used: the second derivative of logcumsumexp is NaN where no gradient comes in
+            after = torch.where(counted, after, torch.zeros_like(after))
             each = logsigmoid(scaled[..., :k] - after)
             return torch.where(counted, each, torch.zeros_like(each)).sum(-1)
 

@@ -342,9 +342,9 @@ class _Seeded(_Drawn):
     def at(self, *, step: int | None = None, rows: Tensor | None = None) -> _Seeded:
         changes: dict[str, Any] = {}
         if step is not None:
-            changes["step"] = int(step)
+            changes["step"] = step
         if rows is not None:
-            changes["rows"] = rows
+            changes["rows"] = torch.as_tensor(rows)
         return dataclasses.replace(self, **changes)
 
     def base_draws(self) -> draws.BaseDraws:
@@ -532,6 +532,16 @@ class FixedDraws(_Drawn):
                     hint="one row of draws a row of utility_diff",
                 )
             )
+        low, high = {"probability": (0.0, 1.0), "normal": (-math.inf, math.inf)}.get(family.base, (-1.0, 1.0))
+        if not low <= float(self.base.min()) <= float(self.base.max()) <= high:
+            raise InvalidInputError(
+                explain(
+                    f"FixedDraws for {type(family.mixing).__name__}",
+                    got=f"draws from {float(self.base.min()):.3g} to {float(self.base.max()):.3g}",
+                    expected=f"draws of its standard variable, within [{low:g}, {high:g}]",
+                    hint="normal draws for Normal and LogNormal, U(-1, 1) for Uniform, U(0, 1) for most others",
+                )
+            )
         ndim = max(rows.dim(), len(family.mixing.batch_shape))
         strength = family.from_base(lead(self.base.to(rows.device).movedim(-1, 0), ndim))
         if self.weights is None:
@@ -560,7 +570,7 @@ _Parts = list[tuple[Tensor | None, Integration, Family]]
 
 
 def _by_component(rule: Integration | None, mixing: Any, conditional: Conditional) -> _Parts:
-    """(log share, rule, family) of each component; one with share None where the mixing is no mixture."""
+    """(share, rule, family) of each component; one with share None where the mixing is no mixture."""
     parts = components_of(mixing)
     if parts is None:
         family = family_of(mixing)
@@ -574,27 +584,27 @@ def _by_component(rule: Integration | None, mixing: Any, conditional: Conditiona
             )
         return [(None, chosen, family)]
     flat: _Parts = []
-    for log_share, component in parts:
+    for share, component in parts:
         for inner, part_rule, family in _by_component(rule, component, conditional):
-            flat.append((log_share if inner is None else log_share + inner, part_rule, family))
+            flat.append((share if inner is None else share * inner, part_rule, family))
     return flat
 
 
 def _average(parts: _Parts, conditional: Conditional, rows: Tensor) -> Tensor:
     shares, values = [], []
-    for log_share, rule, family in parts:
+    for share, rule, family in parts:
         value = rule.log_expectation(conditional, family, rows)
-        if log_share is None:
+        if share is None:
             return value
-        shares.append(log_share)
+        shares.append(share)
         values.append(value)
-    share, value = torch.stack(torch.broadcast_tensors(*shares)), torch.stack(torch.broadcast_tensors(*values))
-    share = lead(share, value.dim() - 1)
-    direct = torch.logsumexp(share + value, 0)
+    stacked = torch.stack(torch.broadcast_tensors(*values))
+    share = lead(torch.stack(torch.broadcast_tensors(*shares)), stacked.dim() - 1)
+    direct = special.log_weighted_sum(share, stacked)
     certain = direct > _CERTAIN
     if not _holds_somewhere(certain):
         return direct
-    contrary = torch.logsumexp(share + special.log1mexp(value.clamp_max(_LEAST)), 0)
+    contrary = special.log_weighted_sum(share, special.log1mexp(stacked.clamp_max(_LEAST)))
     return torch.where(certain, torch.log1p(-torch.exp(torch.where(certain, contrary, -1.0))), direct)
 
 
@@ -613,13 +623,13 @@ def posterior_moments(
 ) -> tuple[Tensor, Tensor]:
     """Mean and variance of the strength given what was observed, (*batch)."""
     parts = []
-    for log_share, part_rule, family in _by_component(rule, mixing, conditional):
+    for share, part_rule, family in _by_component(rule, mixing, conditional):
         total, mean, variance = part_rule.moments(conditional, family, rows)
-        if log_share is None:
+        if share is None:
             return mean, variance
-        parts.append(torch.broadcast_tensors(log_share + total, mean, variance))
-    totals, means, variances = (torch.stack(x) for x in zip(*parts, strict=True))
-    weights = torch.softmax(totals, 0)
+        parts.append(torch.broadcast_tensors(share, total, mean, variance))
+    shares, totals, means, variances = (torch.stack(x) for x in zip(*parts, strict=True))
+    weights = shares * torch.exp((totals - special.log_weighted_sum(shares, totals)).clamp_max(700.0))
     mean = (weights * means).sum(0)
     return mean, (weights * (variances + (means - mean) ** 2)).sum(0)
 

@@ -37,6 +37,7 @@ from mixlogit_align.numerics import draws, special
 Base = Literal["normal", "uniform", "triangular", "probability"]
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_NARROWEST = 1e-7
 _MARGIN = 4.0  # e-folds of strength beyond a bend after which the tail is simple to 1e-16
 
 
@@ -112,6 +113,11 @@ class Family:
         raise NotImplementedError
 
 
+def _floored(scale: Tensor, size: Tensor | float) -> Tensor:
+    """A scale of at least 1e-7 of ``size``: below, nodes lose digits, and what a scale adds to log P is under 1e-14."""
+    return torch.maximum(scale, torch.as_tensor(_NARROWEST * size, dtype=torch.float64, device=scale.device))
+
+
 def _score(log_density: Tensor) -> Tensor:
     """Return a zero that differentiates like ``log_density``."""
     return log_density - log_density.detach()
@@ -140,7 +146,7 @@ class LogNormalFamily(Family):
 
     def __init__(self, mixing: Any):
         super().__init__(mixing)
-        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+        self.loc, self.scale = _double(mixing.loc), _floored(_double(mixing.scale), 1.0)
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         return [(torch.zeros_like(self.loc), torch.full_like(self.loc, math.inf))]
@@ -174,7 +180,8 @@ class SignedFamily(Family):
 
     def __init__(self, mixing: Any):
         super().__init__(mixing)
-        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+        self.loc = _double(mixing.loc)
+        self.scale = _floored(_double(mixing.scale), self.loc.detach().abs())
 
     def pieces(self) -> list[tuple[Tensor, Tensor]]:
         zero = torch.zeros_like(self.loc)
@@ -226,8 +233,9 @@ class GammaFamily(Family):
 
     def __init__(self, mixing: Any, concentration: Tensor, scale: Tensor, power: Tensor | None):
         super().__init__(mixing)
-        self.concentration, self.scale = concentration, scale
-        self.power = power
+        # sd / mean at least 1e-7, as for the other families
+        self.concentration, self.scale = concentration.clamp_max(_NARROWEST**-2), scale
+        self.power = None if power is None else power.clamp_max(1.0 / _NARROWEST)
 
     @property
     def has_laplace(self) -> bool:
@@ -258,14 +266,15 @@ class GammaFamily(Family):
         v = self._log_unit(log_strength)
         k = self.concentration
         log_power = 0.0 if self.power is None else torch.log(self.power.abs())
-        return k * v - torch.exp(v) - torch.lgamma(k) - log_strength + log_power
+        t = v - torch.log(k)
+        return k * (t - torch.expm1(t)) + special.gamma_peak(k) - log_strength + log_power
 
     def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor]:
         k = self.concentration
         sd = torch.sqrt(k + 1.0) / k
         tau = ((self._log_unit(log_strength) - torch.log(k)) / sd).detach()
         t = sd * tau
-        log_density = k * (t - torch.expm1(t)) + (k * torch.log(k) - k - torch.lgamma(k) + torch.log(sd))
+        log_density = k * (t - torch.expm1(t)) + special.gamma_peak(k) + torch.log(sd)
         return self.scale * torch.exp(self._raise(torch.log(k) + t)), _score(log_density)
 
     def from_base(self, z: Tensor) -> Tensor:
@@ -303,7 +312,8 @@ class InverseGaussianFamily(Family):
 
     def __init__(self, mixing: Any):
         super().__init__(mixing)
-        self.loc, self.concentration = _double(mixing.loc), _double(mixing.concentration)
+        self.loc = _double(mixing.loc)
+        self.concentration = torch.minimum(_double(mixing.concentration), self.loc.detach() * _NARROWEST**-2)
 
     def log_laplace(self, s: Tensor) -> Tensor:
         inverse = 1.0 / self.loc
@@ -531,23 +541,23 @@ def family_of(mixing: Any) -> Family:
 
 
 def components_of(mixing: Any) -> list[tuple[Tensor, Any]] | None:
-    """(log share, component) of a finite mixture, zero-inflation included; None for anything else."""
+    """(share, component) of a finite mixture, zero-inflation included; None for anything else."""
     if isinstance(mixing, FiniteMixture):
-        log_probs = torch.log(_double(mixing.probs))
-        return [(log_probs[..., c], component) for c, component in enumerate(mixing.components)]
+        shares = _double(mixing.probs)
+        return [(shares[..., c], component) for c, component in enumerate(mixing.components)]
     if isinstance(mixing, dist.ZeroInflatedDistribution):
         gate = _double(mixing.gate)
         zero = dist.Delta(torch.zeros_like(gate), validate_args=False)
-        return [(torch.log(gate), zero), (torch.log1p(-gate), mixing.base_dist)]
+        return [(gate, zero), (1.0 - gate, mixing.base_dist)]
     if isinstance(mixing, torch.distributions.MixtureSameFamily):
-        log_probs = torch.log_softmax(_double(mixing.mixture_distribution.logits), -1)
+        shares = _double(mixing.mixture_distribution.probs)
         many = mixing.component_distribution
         return [
             (
-                log_probs[..., c],
+                shares[..., c],
                 type(many)(**{k: getattr(many, k)[..., c] for k in many.arg_constraints}, validate_args=False),
             )
-            for c in range(log_probs.shape[-1])
+            for c in range(shares.shape[-1])
         ]
     return None
 

@@ -88,6 +88,13 @@ def log_complement(q: Tensor) -> Tensor:
     return torch.log1p(-torch.exp(q))
 
 
+def log_weighted_sum(share: Tensor, value: Tensor) -> Tensor:
+    """log sum_c share_c exp(value_c) over the first dimension; a share of 0 has its finite derivative."""
+    share, value = torch.broadcast_tensors(share, value)
+    top = torch.where(share > 0, value, -math.inf).detach().amax(0).clamp_min(-_LARGEST)
+    return top + torch.log((share * torch.exp((value - top).clamp_max(700.0))).sum(0))
+
+
 def log1mexp(d: Tensor) -> Tensor:
     """log(1 - exp(d)) for any d <= 0, relative error a few ulp; -inf at d = 0."""
     near = d > -math.log(2.0)
@@ -118,6 +125,7 @@ def log_expected_sigmoid(log_laplace: Callable[[Tensor], Tensor], s: Tensor, n: 
     Tensor
         q <= -log 2, (*batch).
     """
+    s = s.clamp_max(_LARGEST)
     multiples = torch.arange(1.0, n + 1.0, dtype=torch.float64, device=s.device)
     logs = log_laplace(multiples.reshape((n,) + (1,) * s.dim()) * s)
     terms = torch.exp(logs - logs[:1])
@@ -137,6 +145,20 @@ def log_expected_sigmoid_gamma(s: Tensor, concentration: Tensor, scale: Tensor, 
     terms = torch.exp(-concentration * torch.log1p(j * (x / (1.0 + x))))
     total = torch.tensordot(alternating_weights(n, s), terms, dims=1)
     return torch.log(total) - concentration * torch.log1p(x)
+
+
+def gamma_peak(k: Tensor) -> Tensor:
+    """k log k - k - log Gamma(k), the log density of log G at its mode log k, without cancellation for large k."""
+    large = k > 32.0
+    high = torch.where(large, k, 64.0)
+    low = torch.where(large, 1.0, k)
+    t = 1.0 / (high * high)
+    stirling = (1.0 / 12.0 - t * (1.0 / 360.0 - t * (1.0 / 1260.0 - t / 1680.0))) / high
+    return torch.where(
+        large,
+        0.5 * torch.log(high) - _HALF_LOG_TWO_PI - stirling,
+        low * torch.log(low) - low - torch.lgamma(low),
+    )
 
 
 def _bernoulli_series() -> tuple[float, ...]:
