@@ -18,7 +18,7 @@ from torch.distributions.utils import broadcast_all
 
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.numerics.draws import gamma_quantile, symmetric_triangular
-from mixlogit_align.numerics.special import log_normal_interval
+from mixlogit_align.numerics.special import gauss_legendre, log_normal_interval
 
 Size = torch.Size | list[int] | tuple[int, ...]
 _HALF_LOG_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -230,6 +230,32 @@ def standardised_ends(loc: Tensor, scale: Tensor, low: Tensor, high: Tensor) -> 
     return (low - loc) / scale, torch.where(unbounded, math.inf, omega), (finite - low) / scale
 
 
+def truncated_normal_nodes(
+    loc: Tensor, scale: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gauss-Legendre nodes of a truncated normal where it has its mass, to 1e-16 of it.
+
+    Returns
+    -------
+    tuple of Tensor
+        Nodes and shares (64, *batch), which carry the gradients by the parameters; the mode, without gradient, and the
+        width of the interval of the nodes, (*batch).
+    """
+    alpha, omega, _ = standardised_ends(loc, scale, low, high)
+    mode = alpha.clamp_min(0.0).minimum(omega)
+    reach = torch.sqrt(mode * mode + 76.0).detach()
+    left = torch.where(alpha > -reach, low, loc - reach * scale)
+    right = torch.where(omega < reach, high, loc + reach * scale)
+    t, log_weight = gauss_legendre(64, loc)
+    shape = (64,) + (1,) * left.dim()
+    fraction = t.reshape(shape) * (right - left)
+    # distances from the mode, so that nothing is lost where it is far from loc
+    offset = torch.where(mode > 0, fraction, torch.where(omega < 0, fraction - (right - left), left - loc + fraction))
+    z = offset / scale
+    share = torch.softmax(log_weight.reshape(shape) - 0.5 * z * z - mode * z, 0)
+    return left + fraction, share, (loc + mode * scale).detach(), right - left
+
+
 class TruncatedNormal(TorchDistribution):
     """Normal(loc, scale) conditioned on [low, high].
 
@@ -285,15 +311,21 @@ class TruncatedNormal(TorchDistribution):
         alpha, omega, _ = self._ends()
         # beyond 40 standard deviations there is nothing to draw, and no infinity in the derivatives
         omega = torch.where(torch.isinf(omega), alpha.abs() + 40.0, omega)
-        # work in the tail that keeps digits: mirror when the interval lies to the right of 0
+        # work in the left tail, in logarithms: mirror when the interval lies to the right of 0
         flip = alpha + omega > 0
-        left = torch.where(flip, -omega, alpha)
-        right = torch.where(flip, -alpha, omega)
+        left, right = torch.where(flip, -omega, alpha), torch.where(flip, -alpha, omega)
         u = torch.where(flip, 1.0 - value, value)
-        # ndtr itself has only absolute accuracy in the tail
-        below, up_to = torch.exp(torch.special.log_ndtr(left)), torch.exp(torch.special.log_ndtr(right))
-        p = below + u * (up_to - below)
-        z = torch.special.ndtri(p.clamp_min(torch.finfo(p.dtype).tiny))
+        u = u.clamp(torch.finfo(u.dtype).tiny, 1.0 - torch.finfo(u.dtype).eps / 2)
+        # not logaddexp, whose second derivative is NaN where one term vanishes
+        ends = (torch.special.log_ndtr(left) + torch.log1p(-u), torch.special.log_ndtr(right) + torch.log(u))
+        log_p = torch.logsumexp(torch.stack(ends), 0)
+        with torch.no_grad():
+            size = torch.sqrt(-2.0 * log_p.clamp_max(-600.0))
+            deep = -torch.sqrt(size * size - 2.0 * torch.log(size) - 2.0 * _HALF_LOG_TWO_PI)
+            z = torch.where(log_p > -600.0, torch.special.ndtri(log_p.clamp_min(-600.0).exp()), deep)
+        for _ in range(3):  # Newton's steps on log Phi(z) = log p, which also bring the derivatives
+            log_cdf = torch.special.log_ndtr(z)
+            z = z - (log_cdf - log_p) * torch.exp(log_cdf + 0.5 * z * z + _HALF_LOG_TWO_PI)
         z = torch.maximum(torch.minimum(torch.where(flip, -z, z), omega), alpha)
         return self.loc + self.scale * z
 
@@ -302,28 +334,15 @@ class TruncatedNormal(TorchDistribution):
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.icdf(u.clamp_min(torch.finfo(u.dtype).tiny))
 
-    def _hazards(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        alpha, omega, width = self._ends()
-        c, rest = log_normal_interval(alpha, omega, width)
-        log_mass = rest - 0.5 * c * c
-
-        def ratio(z: Tensor) -> Tensor:
-            finite = torch.isfinite(z)
-            safe = torch.where(finite, z, torch.zeros_like(z))
-            return torch.where(finite, torch.exp(-0.5 * safe * safe - _HALF_LOG_TWO_PI - log_mass), 0.0)
-
-        return alpha, torch.where(torch.isfinite(omega), omega, 0.0), ratio(alpha), ratio(omega)
-
     @property
     def mean(self) -> Tensor:
-        _, _, at_low, at_high = self._hazards()
-        return self.loc + self.scale * (at_low - at_high)
+        strength, share, about, _ = truncated_normal_nodes(self.loc, self.scale, self.low, self.high)
+        return about + (share * (strength - about)).sum(0)
 
     @property
     def variance(self) -> Tensor:
-        alpha, omega, at_low, at_high = self._hazards()
-        shift = at_low - at_high
-        return self.scale**2 * (1.0 + alpha * at_low - omega * at_high - shift * shift)
+        strength, share, _, _ = truncated_normal_nodes(self.loc, self.scale, self.low, self.high)
+        return (share * (strength - self.mean) ** 2).sum(0)
 
 
 class FiniteMixture(TorchDistribution):
@@ -414,15 +433,15 @@ class FiniteMixture(TorchDistribution):
 def _check_order(distribution: Triangular | TruncatedNormal) -> None:
     if not distribution._validate_args:
         return
-    bad = torch.nonzero(~(distribution.low < distribution.high))
+    bad = torch.nonzero(~(distribution.low < distribution.high) | torch.isinf(distribution.low))
     if len(bad):
         i = tuple(bad[0].tolist())
         raise InvalidInputError(
             explain(
                 f"{type(distribution).__name__} at index {i}",
                 got=f"low {distribution.low[i].item()}, high {distribution.high[i].item()}",
-                expected="low < high",
-                hint="exchanging them",
+                expected="low < high, low finite",
+                hint="exchanging them; for a normal truncated above only, its mirror image",
             )
         )
 

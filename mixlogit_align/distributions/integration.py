@@ -345,7 +345,9 @@ class _Seeded(_Drawn):
             changes["step"] = step
         if rows is not None:
             changes["rows"] = torch.as_tensor(rows)
-        return dataclasses.replace(self, **changes)
+        changed = dataclasses.replace(self, **changes)
+        changed.base_draws()  # refuses a step that is no integer
+        return changed
 
     def base_draws(self) -> draws.BaseDraws:
         """Return the base draws behind the rule."""

@@ -26,6 +26,10 @@ def _weibull_shape(cv: float) -> float:
         log_ratio = scipy.special.gammaln(1 + 2 / k) - 2 * scipy.special.gammaln(1 + 1 / k)
         return float(log_ratio - math.log1p(cv * cv))
 
+    if not 2e-4 <= cv <= 700.0:
+        raise InvalidInputError(
+            explain("cv of a weibull", got=cv, expected="from 2e-4 to 700", hint="cv=0 for one strength, or gamma")
+        )
     return math.exp(scipy.optimize.brentq(gap, math.log(0.05), math.log(1e4), xtol=1e-13))
 
 
@@ -154,12 +158,12 @@ class LearnableMixing(nn.Module):
             raise InvalidInputError(
                 explain("mean, cv", got=(mean, cv), expected="mean > 0 and cv >= 0", hint="mean=0.1, cv=0.7")
             )
+        if family not in _KINDS:
+            return cls(family, transform)
         if cv == 0 or family == "point":
             if cv != 0:
                 raise InvalidInputError(explain("cv of a point", got=cv, expected="0", hint="another family, or cv=0"))
             return cls.point(mean, transform)
-        if family not in _KINDS:
-            return cls(family, transform)
         return cls(family, transform, **_KINDS[family].from_mean_cv(mean, cv))
 
     def _inverse(self, name: str, value: float) -> Tensor:

@@ -30,6 +30,7 @@ from mixlogit_align.distributions.families import (
     Triangular,
     TruncatedNormal,
     standardised_ends,
+    truncated_normal_nodes,
 )
 from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
 from mixlogit_align.numerics import draws, special
@@ -197,7 +198,8 @@ class SignedFamily(Family):
         return _normal_bends(self.loc.abs(), self.scale)
 
     def log_density(self, strength: Tensor, log_strength: Tensor) -> Tensor:
-        return _double(self.mixing.log_prob(strength))
+        density: Tensor = type(self.mixing)(self.loc, self.scale, validate_args=False).log_prob(strength)
+        return density
 
     def from_base(self, z: Tensor) -> Tensor:
         return _double(self.mixing.icdf(z))
@@ -233,9 +235,10 @@ class GammaFamily(Family):
 
     def __init__(self, mixing: Any, concentration: Tensor, scale: Tensor, power: Tensor | None):
         super().__init__(mixing)
-        # sd / mean at least 1e-7, as for the other families
-        self.concentration, self.scale = concentration.clamp_max(_NARROWEST**-2), scale
+        # sd / mean at least 1e-7, as for the other families, at the same centre
         self.power = None if power is None else power.clamp_max(1.0 / _NARROWEST)
+        self.concentration = concentration.clamp_max(_NARROWEST**-2)
+        self.scale = scale * torch.exp(self._raise(torch.log(concentration / self.concentration)))
 
     @property
     def has_laplace(self) -> bool:
@@ -425,7 +428,8 @@ class TruncatedNormalFamily(IntervalFamily):
 
     def __init__(self, mixing: Any):
         super().__init__(mixing, _double(mixing.low), _double(mixing.high))
-        self.loc, self.scale = _double(mixing.loc), _double(mixing.scale)
+        self.loc = _double(mixing.loc)
+        self.scale = _floored(_double(mixing.scale), self.loc.detach().abs())
 
     def log_laplace(self, s: Tensor) -> Tensor:
         # -s loc + (s scale)^2 / 2 cancels against half the square of the shifted end c: done by hand
@@ -446,20 +450,10 @@ class TruncatedNormalFamily(IntervalFamily):
     def log_expected_sigmoid(self, s: Tensor) -> Tensor:
         # where strength hardly matters, derivatives by the parameters are small differences of tails: there the mean of
         # sigma is taken about one of its values, h E[1 + (sigma - h) / h], by a Gauss-Legendre rule
-        with torch.no_grad():
-            alpha, omega, _ = standardised_ends(self.loc, self.scale, self.low, self.high)
-            mode = alpha.clamp_min(0.0).minimum(omega)
-            reach = torch.sqrt(mode * mode + 76.0)
-        low = torch.where(alpha > -reach, self.low, self.loc - reach * self.scale)
-        high = torch.where(omega < reach, self.high, self.loc + reach * self.scale)
-        weak = s * (high - low) < 0.5
-        t, log_weight = special.gauss_legendre(64, s)
-        shape = (64,) + (1,) * max(s.dim(), low.dim())
-        strength = low + (high - low) * t.reshape(shape)
-        z = (strength - self.loc) / self.scale
-        share = torch.softmax(log_weight.reshape(shape) - 0.5 * z * z, 0)
-        about = (self.loc + mode * self.scale).detach()
+        strength, share, about, width = truncated_normal_nodes(self.loc, self.scale, self.low, self.high)
+        weak = s * width < 0.5
         small = torch.where(weak, s, 0.0)
+        strength, share = special.lead(strength, small.dim()), special.lead(share, small.dim())
         relative = torch.sigmoid(small * strength) * torch.expm1(small * (about - strength))
         centred = logsigmoid(-small * about) + torch.log1p((share * relative).sum(0))
         return torch.where(weak, centred, super().log_expected_sigmoid(s))

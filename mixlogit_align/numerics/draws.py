@@ -43,7 +43,7 @@ def _signed(key: int) -> int:
 def _hash(rows: Tensor, *keys: int) -> Tensor:
     state = rows.to(torch.int64)
     for key in keys:
-        state = _mix(state * _GOLDEN + _signed(key))
+        state = _mix(state * _GOLDEN + _signed(key) + _MIX_B)  # no fixed point at row, seed and step 0
     return state
 
 
@@ -100,6 +100,10 @@ class BaseDraws:
                     hint="'sobol'",
                 )
             )
+        for name in ("seed", "step"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise InvalidInputError(explain(name, got=repr(value), expected="an integer", hint=f"{name}=0"))
         if isinstance(self.num_draws, bool) or not isinstance(self.num_draws, int) or self.num_draws < 1:
             raise InvalidInputError(
                 explain("num_draws", got=repr(self.num_draws), expected="a positive integer", hint="num_draws=16")

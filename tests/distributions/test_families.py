@@ -31,6 +31,7 @@ CASES = {
     "truncated": (TruncatedNormal, (0.3, 0.7, 0.1, 1.9), scipy.stats.truncnorm(-2 / 7, 16 / 7, loc=0.3, scale=0.7)),
     "half_line": (TruncatedNormal, (0.3, 0.7, 0.0, INF), scipy.stats.truncnorm(-3 / 7, np.inf, loc=0.3, scale=0.7)),
     "far_tail": (TruncatedNormal, (-5.0, 0.7, 0.0, INF), scipy.stats.truncnorm(50 / 7, np.inf, loc=-5.0, scale=0.7)),
+    "deep_tail": (TruncatedNormal, (-45.0, 1.0, 0.0, INF), scipy.stats.truncnorm(45, np.inf, loc=-45.0, scale=1.0)),
     "left_tail": (TruncatedNormal, (5.0, 0.7, -1.0, 1.0), scipy.stats.truncnorm(-60 / 7, -40 / 7, loc=5.0, scale=0.7)),
 }
 each = pytest.mark.parametrize(("make", "parameters", "reference"), CASES.values(), ids=CASES)

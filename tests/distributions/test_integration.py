@@ -181,6 +181,8 @@ def test_weights_of_fixed_draws():
         (lambda: QuasiMonteCarlo("pseudo"), "MonteCarlo"),
         (lambda: Quadrature(4), "num_nodes"),
         (lambda: FixedDraws(torch.tensor([math.nan])), "finite"),
+        (lambda: MonteCarlo(4, seed=1.5), "seed"),
+        (lambda: MonteCarlo(4).at(step=1.7), "step"),
         (lambda: FixedDraws(torch.zeros(3), torch.ones(3)), "sum to one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "call",
@@ -205,6 +207,16 @@ def test_bad_rules_are_refused(make, message):
 def test_rules_that_do_not_fit_are_refused_by_name(mixing, rule, message):
     with pytest.raises(IntegrationError, match=message):
         MixedLogit(DELTAS, mixing, rule).log_prob(ONE)
+
+
+def test_fixed_draws_outside_the_range_of_the_standard_variable_are_refused():
+    rule = FixedDraws(torch.tensor([-1.3, 0.2, 1.6], dtype=torch.float64))
+    for mixing, message in (
+        (dist.Gamma(*double(2.0, 3.0)), r"\[0, 1\]"),
+        (dist.Uniform(*double(0.0, 1.0)), r"\[-1, 1\]"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            MixedLogit(DELTAS, mixing, rule).log_prob(ONE)
 
 
 def test_row_ids_must_match_the_rows():

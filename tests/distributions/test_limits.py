@@ -18,7 +18,7 @@ from mixlogit_align import (
     PanelMixedLogit,
     Quadrature,
 )
-from mixlogit_align.distributions import FiniteMixture, GeneralizedGamma, Triangular, TruncatedNormal
+from mixlogit_align.distributions import FiniteMixture, GeneralizedGamma, InverseGaussian, Triangular, TruncatedNormal
 from tests.distributions.cases import CHOICES, FAMILIES, SMOOTH, double, ids, lognormal, utilities
 
 each_choice = pytest.mark.parametrize("case", CHOICES, ids=ids)
@@ -255,3 +255,57 @@ def test_pyro_mixtures_are_understood():
     torch.testing.assert_close(
         MixedLogit(DELTAS, inflated).log_prob(ONE), MixedLogit(DELTAS, ours).log_prob(ONE), rtol=1e-13, atol=0
     )
+
+
+@pytest.mark.parametrize("panel", [False, True], ids=["single", "panel"])
+@pytest.mark.parametrize("cv", [1e-6, 1e-8, 1e-11, 1e-14])
+@pytest.mark.parametrize("name", ["normal", "lognormal", "gamma", "inverse_gaussian", "weibull", "gumbel"])
+def test_narrow_strengths_are_points(name, cv, panel):
+    """What a spread adds is of second order, below 1e-12; what rounding leaves of nodes is below 1e-8."""
+    mean = 0.7
+    mixing = {
+        "normal": lambda: dist.Normal(*double(mean, mean * cv)),
+        "lognormal": lambda: dist.LogNormal(*double(math.log(mean), cv)),
+        "gamma": lambda: dist.Gamma(*double(cv**-2, cv**-2 / mean)),
+        "inverse_gaussian": lambda: InverseGaussian(*double(mean, mean * cv**-2)),
+        "weibull": lambda: dist.Weibull(*double(mean, 1.0 / cv)),
+        "gumbel": lambda: dist.Gumbel(*double(mean, mean * cv)),
+    }[name]()
+    # the mean of a Gumbel or Weibull is off its centre by less than one spread
+    atol = 1e-8 if name not in ("weibull", "gumbel") else 1e-8 + 3.0 * max(cv, 1e-7)
+    diff = torch.tensor([1.0, -0.4, 2.0], dtype=torch.float64)
+    if panel:
+        got = PanelMixedLogit(diff, mixing).log_prob(torch.ones(3).double())
+        expected = logsigmoid(mean * diff).sum()
+    else:
+        got, expected = MixedLogit(diff, mixing).log_prob(ONE), logsigmoid(mean * diff)
+    torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("shares", [[0.0, 0.4, 0.6], [0.4, 0.6, 0.0], [1.0, 0.0, 0.0]])
+@pytest.mark.parametrize("delta", [-2.0, 0.0, 40.0])
+def test_gradients_by_shares_at_the_edge_of_the_simplex(shares, delta):
+    parts = [dist.Gamma(*double(2.0, 3.0)), lognormal(), dist.Delta(*double(0.7))]
+    p = torch.tensor(shares, dtype=torch.float64, requires_grad=True)
+    diff = torch.tensor(delta, dtype=torch.float64)
+    log_prob = MixedLogit(diff, FiniteMixture(p, parts)).log_prob(ONE)
+    (got,) = torch.autograd.grad(log_prob, p)
+    each = torch.stack([MixedLogit(diff, part).log_prob(ONE) for part in parts]).exp()
+    expected = each / (p.detach() * each).sum()
+    # near certainty the gradient is that of the complement: the same up to what all shares have in common
+    torch.testing.assert_close(got - got[0], expected - expected[0], rtol=1e-9, atol=1e-12)
+
+
+def test_second_derivatives_of_padded_rankings():
+    u = torch.tensor([0.3, 1.0, -0.7, 0.2], dtype=torch.float64)
+    offered = torch.tensor([True, False, True, True])
+
+    def log_prob(concentration, ranking, available=None):
+        mixing = dist.Gamma(concentration, torch.ones(()).double())
+        return MixedPlackettLuce(u, mixing, available=available).log_prob(torch.tensor(ranking))
+
+    k = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    hessian = torch.autograd.functional.hessian
+    padded, cut = (hessian(lambda k, r=r: log_prob(k, r), k) for r in ([2, 0, -1, -1], [2, 0]))
+    torch.testing.assert_close(padded, cut, rtol=1e-10, atol=0)
+    assert torch.autograd.gradgradcheck(lambda k: log_prob(k, [2, 0, 3, -1], offered), k)
