@@ -190,18 +190,22 @@ def test_second_derivatives(case, family):
 
 
 @each_choice
-def test_functional_gradient_and_vmap(case):
+@pytest.mark.parametrize("make", [dist.LogNormal, dist.Gamma, dist.Normal])
+def test_functional_gradient_and_vmap(case, make):
     u = utilities(case, 5)
-    parameters = double(-0.5, 0.8)
+    parameters = double(0.5, 0.8)
     value = case.values()[1]
 
-    def log_prob(u, loc, scale):
-        return case.make(u, dist.LogNormal(loc, scale, validate_args=False), validate_args=False).log_prob(value)
+    def log_prob(u, *parameters):
+        return case.make(u, make(*parameters, validate_args=False), validate_args=False).log_prob(value)
 
     batched = torch.func.vmap(torch.func.grad(log_prob), in_dims=(0, None, None))(u, *parameters)
     leaf = u.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_prob(leaf, *parameters).sum(), leaf)
     torch.testing.assert_close(batched, expected, rtol=1e-10, atol=1e-14)
+    total = torch.func.jacrev(torch.func.jacrev(lambda u: log_prob(u, *parameters).sum()))(u[:2])
+    by_autograd = torch.autograd.functional.hessian(lambda u: log_prob(u, *parameters).sum(), u[:2])
+    torch.testing.assert_close(total, by_autograd, rtol=1e-9, atol=1e-12)
 
 
 # tracing takes seconds a case: every family's kind once, every distribution once
