@@ -238,6 +238,7 @@ class Quadrature(Integration):
 
     def _nodes(self, conditional: Conditional, family: Family) -> tuple[Tensor, Tensor]:
         shape = self._shape(conditional, family)
+        family = family.for_nodes()
         parts = [self._piece(conditional, family, near, far, shape) for near, far in family.pieces()]
         if len(parts) == 1:
             return parts[0]

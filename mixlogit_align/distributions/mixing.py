@@ -101,6 +101,10 @@ class Family:
         """Log density with respect to strength; ``log_strength`` is log |strength|, exact where exp underflows."""
         raise NotImplementedError
 
+    def for_nodes(self) -> Family:
+        """Return the family as a quadrature rule sees it: not narrower than nodes can tell."""
+        return self
+
     def place(self, strength: Tensor, log_strength: Tensor) -> tuple[Tensor, Tensor] | None:
         """Re-attach nodes to the parameters along paths.
 
@@ -235,10 +239,14 @@ class GammaFamily(Family):
 
     def __init__(self, mixing: Any, concentration: Tensor, scale: Tensor, power: Tensor | None):
         super().__init__(mixing)
+        self.concentration, self.scale, self.power = concentration, scale, power
+
+    def for_nodes(self) -> Family:
         # sd / mean at least 1e-7, as for the other families, at the same centre
-        self.power = None if power is None else power.clamp_max(1.0 / _NARROWEST)
-        self.concentration = concentration.clamp_max(_NARROWEST**-2)
-        self.scale = scale * torch.exp(self._raise(torch.log(concentration / self.concentration)))
+        power = None if self.power is None else self.power.clamp_max(1.0 / _NARROWEST)
+        concentration = self.concentration.clamp_max(_NARROWEST**-2)
+        scale = self.scale * torch.exp(self._raise(torch.log(self.concentration / concentration)))
+        return GammaFamily(self.mixing, concentration, scale, power)
 
     @property
     def has_laplace(self) -> bool:
