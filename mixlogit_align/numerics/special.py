@@ -141,9 +141,11 @@ def log_expected_sigmoid_gamma(s: Tensor, concentration: Tensor, scale: Tensor, 
     concentration, rate or s. It is the Lerch transcendent Phi(-1, k, 1 + 1 / x) in another dress.
     """
     x, concentration = torch.broadcast_tensors((s * scale).clamp_max(_LARGEST), concentration)
-    j = torch.arange(0.0, n, dtype=torch.float64, device=s.device).reshape((n,) + (1,) * x.dim())
+    # the term j = 0 is 1
+    j = torch.arange(1.0, n, dtype=torch.float64, device=s.device).reshape((n - 1,) + (1,) * x.dim())
     terms = torch.exp(-concentration * torch.log1p(j * (x / (1.0 + x))))
-    total = torch.tensordot(alternating_weights(n, s), terms, dims=1)
+    weights = alternating_weights(n, s)
+    total = weights[0] + torch.tensordot(weights[1:], terms, dims=1)
     return torch.log(total) - concentration * torch.log1p(x)
 
 
