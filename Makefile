@@ -28,11 +28,11 @@ lint: $(VENV)/.test ## ruff (rules and format) and strict mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-validate: $(VENV)/.test ## every study in validation/, without a time limit; stops at the first that fails
-	@set -e; for study in $(STUDIES); do \
+validate: $(VENV)/.test ## every study in validation/, without a time limit; fails if one of them does
+	@failed=; for study in $(STUDIES); do \
 	    grep -q '__name__ == "__main__"' $$study || continue; \
-	    echo "== $$study"; $(BIN)/python $$study; \
-	done
+	    echo "== $$study"; $(BIN)/python $$study || failed="$$failed $$study"; \
+	done; test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 tutorials: $(VENV)/.tutorials ## execute the notebooks in full; writes build/tutorials/*.html
 	$(BIN)/jupyter nbconvert --execute --to html --output-dir build/tutorials $(NOTEBOOKS)
