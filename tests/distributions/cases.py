@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +74,6 @@ FAMILIES = [
     FamilyCase("gumbel", dist.Gumbel, (0.2, 0.4), Quadrature, nonnegative=False),
     FamilyCase("logistic", dist.Logistic, (0.2, 0.3), Quadrature, nonnegative=False),
 ]
-FAMILY = {case.name: case for case in FAMILIES}
 SMOOTH = [case for case in FAMILIES if case.name not in ("delta", "two_classes", "zero_inflated_gamma")]
 
 
@@ -116,6 +114,3 @@ def lognormal() -> Any:
 
 def ids(case: Any) -> str:
     return str(case.name)
-
-
-INFINITY = math.inf
