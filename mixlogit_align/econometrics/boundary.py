@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import brentq
 
 from mixlogit_align.econometrics.families import Family
-from mixlogit_align.econometrics.likelihood import Chunk
+from mixlogit_align.econometrics.strength_likelihood import Chunk
 
 # Sums of cancelling terms below this share of their size are rounding.
 _ROUNDING = 1e-10

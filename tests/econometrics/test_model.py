@@ -20,7 +20,7 @@ from mixlogit_align import (
     QuasiMonteCarlo,
 )
 from mixlogit_align.distributions import Triangular
-from mixlogit_align.econometrics import ChoiceData, MixedLogitModel, SimulatedChoices, likelihood, simulate_choices
+from mixlogit_align.econometrics import ChoiceData, MixedLogitModel, SimulatedChoices, simulate_choices, strength_likelihood
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError
 
 
@@ -228,7 +228,7 @@ def test_chunks_do_not_matter(rule: Any, situations: int, monkeypatch: pytest.Mo
     data = simulated(individuals=50, situations=situations).data
     mixing = dist.LogNormal(*f64(0.2, 0.9))
     whole = MixedLogitModel(data, random={"x": "lognormal"}).loglik(mixing, rule)
-    monkeypatch.setattr(likelihood, "_CHUNK", 7 * situations)
+    monkeypatch.setattr(strength_likelihood, "_CHUNK", 7 * situations)
     torch.testing.assert_close(MixedLogitModel(data, random={"x": "lognormal"}).loglik(mixing, rule), whole)
 
 

@@ -1,0 +1,402 @@
+"""One random coefficient and nothing else: the distribution of strength, through the exact distributions."""
+
+# N individuals, T situations of an individual, J alternatives.
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal, NamedTuple, get_args
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+
+from mixlogit_align.distributions import Integration, Quadrature
+from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
+from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.families import FAMILIES, Random
+from mixlogit_align.econometrics.strength_likelihood import Chunk, chunks
+from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult
+from mixlogit_align.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    InvalidInputError,
+    explain,
+)
+from mixlogit_align.inference import (
+    MaximumLikelihood,
+    bhhh_covariance,
+    delta_method,
+    hessian_covariance,
+    individual_scores,
+    maximize_loglik,
+    robust_covariance,
+    standard_errors,
+)
+
+Mixing = Callable[[torch.Tensor], TorchDistribution]
+CovType = Literal["hessian", "bhhh", "robust"]
+# A gain in log-likelihood over a fixed strength below this is rounding, not evidence of heterogeneity.
+_NO_GAIN = 1e-7
+# A search whose spread has shrunk by this factor, with no gain over a fixed strength, is on its way to 0.
+_LOG_FAR = math.log(30.0)
+_USUAL_NODES = 192
+_BOUNDARY = "at the boundary: no heterogeneity is most likely"
+_LOST = (
+    "no spread above 0 was found more likely than 0, yet the log-likelihood rises there: try a finer integration "
+    "rule or another start"
+)
+_SILENT = "the data do not tell heterogeneity from none: the attribute takes too few values"
+
+
+def _fixed(params: torch.Tensor) -> TorchDistribution:
+    return dist.Delta(params[0])
+
+
+class _Estimates(NamedTuple):
+    """Natural parameters (2,) and moments (2,) with their covariances (2, 2), and the evidence for them."""
+
+    natural: torch.Tensor
+    covariance: torch.Tensor
+    moments: torch.Tensor
+    moment_covariance: torch.Tensor
+    converged: bool
+    gradient_norm: float
+    eigenvalues: torch.Tensor
+    message: str
+
+
+class StrengthModel:
+    """Mixed logit with one random coefficient.
+
+    Individual n has a coefficient ``sign * b_n``, b_n drawn from the mixing distribution, and chooses
+    alternative j of situation t with probability ``softmax_j(sign * b_n * x_ntj)``; in a panel b_n is one for
+    all situations. The likelihood is that of :class:`MixedLogit` (pairs), :class:`PanelMixedLogit`
+    (pairs, panel) or :class:`MixedMultinomialLogit` (more alternatives, cross-section). Other attributes of the data
+    have no coefficient: they are left out, and the result's summary names them.
+
+    Parameters
+    ----------
+    data : ChoiceData
+    variable : str
+        The attribute whose coefficient is random.
+    random : Random
+        normal, lognormal, uniform, triangular or gamma.
+
+    Raises
+    ------
+    InvalidInputError
+        For an unknown variable, or a panel with more than two alternatives in a situation.
+    """
+
+    def __init__(self, data: ChoiceData, variable: str, random: Random) -> None:
+        self.data = data
+        self.variable = variable
+        self.random = random
+        self._family = FAMILIES[self.random.family]
+        self._chunks = chunks(data, self.variable, self.random.sign)
+
+    def loglik(self, mixing: TorchDistribution, integration: Integration | None = None) -> torch.Tensor:
+        """Log-likelihood of each individual under any mixing distribution.
+
+        Parameters
+        ----------
+        mixing : pyro.distributions.TorchDistribution
+            Of the strength b (before the sign), one for all: batch shape ().
+        integration : integration rule, optional
+            None: the most accurate one for this mixing.
+
+        Returns
+        -------
+        torch.Tensor, shape (N,)
+            Frequencies not counted.
+        """
+        return torch.cat([chunk.loglik(mixing, integration) for chunk in self._chunks])
+
+    def fit(
+        self,
+        *,
+        integration: Integration | None = None,
+        cov_type: CovType = "hessian",
+        start: Mapping[str, float] | None = None,
+    ) -> MixedLogitResult:
+        """Maximise the log-likelihood.
+
+        Positive parameters are estimated by their logarithms and reported, with standard errors by the delta
+        method, as themselves. A fixed strength is fitted first: it gives the start and tells the boundary,
+        where no spread above 0 is more likely.
+
+        Parameters
+        ----------
+        integration : integration rule, optional
+            None: the most accurate one for the family.
+        cov_type : {"hessian", "bhhh", "robust"}
+            One score an individual in the latter two.
+        start : mapping, optional
+            Natural parameters, ``{"x.loc": 0.0, "x.scale": 1.0}``.
+
+        Returns
+        -------
+        MixedLogitResult
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the evidence of convergence is incomplete.
+
+        Raises
+        ------
+        InvalidInputError
+            If ``cov_type`` or ``start`` is not as above, or a positive family meets a negative strength.
+        ConvergenceError
+            If no finite strength maximises the likelihood (the attribute separates the choices).
+
+        Notes
+        -----
+        Operations are many and small. On two idle cores a second torch thread saves a quarter of the time; where
+        another process holds one of them, the fit takes 3 to 70 times as long as with ``torch.set_num_threads(1)``.
+        """
+        if cov_type not in get_args(CovType):
+            raise InvalidInputError(
+                explain(
+                    "cov_type",
+                    got=repr(cov_type),
+                    expected=f"one of {list(get_args(CovType))}",
+                    hint="'hessian'",
+                )
+            )
+        point = self._fit_fixed()
+        centre = self._family.centre(point.params[0])
+        slope = spread_slope(self._chunks, self._family, centre)
+        best = self._search(point, slope, self._starts(centre, start), integration)
+        at_boundary = best.loglik <= point.loglik + _NO_GAIN
+        if at_boundary:
+            estimates = self._at_boundary(point, centre, slope, cov_type, integration)
+            loglik, mixing = point.loglik, dist.Delta(point.params[0])
+        else:
+            estimates = self._inside(best, cov_type, integration)
+            loglik, mixing = best.loglik, self._family.mixing(best.params)
+        if not estimates.converged:
+            warnings.warn(estimates.message, ConvergenceWarning, stacklevel=2)
+
+        natural = self._names(self._family.names)
+        moments = self._names(("mean", "sd"))
+        errors, moment_errors = map(standard_errors, (estimates.covariance, estimates.moment_covariance))
+        return MixedLogitResult(
+            params=dict(zip(natural, estimates.natural.tolist(), strict=True)),
+            std_errors=dict(zip(natural, errors.tolist(), strict=True)),
+            covariance=estimates.covariance,
+            moments=dict(zip(moments, estimates.moments.tolist(), strict=True)),
+            moment_std_errors=dict(zip(moments, moment_errors.tolist(), strict=True)),
+            mixing=mixing,
+            loglik=loglik,
+            converged=estimates.converged,
+            gradient_norm=estimates.gradient_norm,
+            hessian_eigenvalues=estimates.eigenvalues,
+            at_boundary=at_boundary,
+            message=estimates.message,
+            fixed=FixedStrength(
+                estimate=self.random.sign * float(point.params[0]),
+                std_error=float((-point.hessian[0, 0]).rsqrt()),
+                loglik=point.loglik,
+            ),
+            integration=self._integration_report(mixing, integration),
+            cov_type=cov_type,
+            specification=f"{self.variable} {self.random}",
+            not_in_model=tuple(name for name in self.data.variables if name != self.variable),
+            num_individuals=float(self.data.weights.sum()),
+            num_situations=self.data.num_situations,
+            iterations=best.iterations,
+            evaluations=best.evaluations,
+        )
+
+    def _names(self, suffixes: tuple[str, str]) -> list[str]:
+        return [f"{self.variable}.{suffix}" for suffix in suffixes]
+
+    def _parts(
+        self, mixing: Mixing, integration: Integration | None, *, weighted: bool
+    ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Log-likelihoods of the chunks' individuals as functions of parameters."""
+
+        def part(chunk: Chunk, params: torch.Tensor) -> torch.Tensor:
+            loglik = chunk.loglik(mixing(params), integration)
+            return chunk.weights * loglik if weighted else loglik
+
+        return [partial(part, chunk) for chunk in self._chunks]
+
+    def _fit_fixed(self) -> MaximumLikelihood:
+        """The logit: one strength for all."""
+        zero = torch.zeros(1, dtype=torch.float64)
+        point = maximize_loglik(self._parts(_fixed, None, weighted=True), zero)
+        strength = float(point.params)
+        if not point.converged:
+            raise ConvergenceError(
+                explain(
+                    f"fixed strength of {self.variable!r}",
+                    got=f"{strength:g} and no maximum ({point.message})",
+                    expected="choices that do not all follow the attribute, and an attribute that varies",
+                    hint="more data, or another variable",
+                )
+            )
+        if self._family.positive and not strength > 0.0:
+            raise InvalidInputError(
+                explain(
+                    f"random[{self.variable!r}]",
+                    got=f"{self.random}, where a fixed strength would be {self.random.sign * strength:g}",
+                    expected="a family whose sign the data support",
+                    hint=f"Random({self.random.family!r}, sign={-self.random.sign}) or 'normal'",
+                )
+            )
+        return point
+
+    def _starts(self, centre: torch.Tensor, start: Mapping[str, float] | None) -> list[torch.Tensor]:
+        given = self.random.start
+        if start is not None:
+            names = self._names(self._family.names)
+            if set(start) != set(names):
+                raise InvalidInputError(
+                    explain("start", got=list(start), expected=f"values for {names}", hint="start=None")
+                )
+            given = (start[names[0]], start[names[1]])
+        if given is None:
+            return [torch.stack([centre, log_spread]) for log_spread in self._log_spreads(centre)]
+        theta = self._family.theta(torch.tensor(given, dtype=torch.float64))
+        if not bool(torch.isfinite(theta).all()):
+            raise InvalidInputError(
+                explain(
+                    "start",
+                    got=list(given),
+                    expected=f"finite {self._family.names}, positive where they must be",
+                    hint="start=None",
+                )
+            )
+        return [theta]
+
+    def _log_spreads(self, centre: torch.Tensor) -> torch.Tensor:
+        """A moderate spread and a small one."""
+        if self._family.positive:
+            moderate = 0.5
+        else:  # half the fixed strength, or where that is nearly 0, a strength that moves utility by 1/2
+            values = self.data.attribute(self.variable)[self.data.available]
+            moderate = 0.5 * max(abs(float(centre)), 1.0 / float(values.square().mean().sqrt()))
+        return torch.tensor([moderate, moderate / 10], dtype=torch.float64).log()
+
+    def _search(
+        self,
+        point: MaximumLikelihood,
+        slope: float,
+        starts: list[torch.Tensor],
+        integration: Integration | None,
+    ) -> MaximumLikelihood:
+        """The best maximum found from the starts, which may be on its way to no heterogeneity."""
+        parts = self._parts(self._family.mixing, integration, weighted=True)
+        found = []
+        for theta in starts:
+            least = float(theta[1]) - _LOG_FAR
+
+            def fallen_back(at: torch.Tensor, loglik: float, least: float = least) -> bool:
+                return slope <= 0.0 and float(at[1]) < least and loglik <= point.loglik
+
+            found.append(maximize_loglik(parts, theta, give_up=fallen_back))
+            # another start only where this one fell back although some heterogeneity must be better
+            if found[-1].loglik > point.loglik + _NO_GAIN or slope <= 0.0:
+                break
+        return max(found, key=lambda maximum: maximum.loglik)
+
+    def _inside(self, best: MaximumLikelihood, cov_type: CovType, integration: Integration | None) -> _Estimates:
+        family = self._family
+
+        def moments(theta: torch.Tensor) -> torch.Tensor:
+            mixing = family.mixing(theta)
+            return torch.stack([self.random.sign * mixing.mean, mixing.stddev])
+
+        covariance = self._covariance(best, self._parts(family.mixing, integration, weighted=False), cov_type)
+        natural, natural_covariance = delta_method(family.natural, best.params, covariance)
+        moment, moment_covariance = delta_method(moments, best.params, covariance)
+        known = bool(torch.isfinite(torch.cat([natural_covariance, moment_covariance])).all())
+        return _Estimates(
+            natural=natural,
+            covariance=natural_covariance,
+            moments=moment,
+            moment_covariance=moment_covariance,
+            converged=best.converged and known,
+            gradient_norm=best.gradient_norm,
+            eigenvalues=best.eigenvalues,
+            message=best.message if known else f"{best.message}; no finite standard errors",
+        )
+
+    def _at_boundary(
+        self,
+        point: MaximumLikelihood,
+        centre: torch.Tensor,
+        slope: float,
+        cov_type: CovType,
+        integration: Integration | None,
+    ) -> _Estimates:
+        """No heterogeneity: the logit's estimate and spread 0, in the coordinates (centre, spread).
+
+        The log-likelihood is even in the spread, so its cross-derivative is 0 there and its second derivative
+        is twice the slope in the squared spread.
+        """
+        family = self._family
+        parts = self._parts(family.mixing, integration, weighted=True)
+
+        @torch.no_grad()
+        def loglik(log_spread: float) -> float:
+            theta = torch.stack([centre, centre.new_tensor(log_spread)])
+            return sum(float(part(theta).sum()) for part in parts)
+
+        variance = self._covariance(point, self._parts(_fixed, None, weighted=False), cov_type)[0, 0]
+        converged = slope < 0.0 and bool(torch.isfinite(variance))
+        start = float(self._log_spreads(centre)[0])
+        spread = noticed_spread(loglik, point.loglik, start) if converged else math.nan
+        origin = torch.zeros_like(centre)
+        to_centre, to_deviation = torch.autograd.functional.jacobian(family.strength, (centre, origin))
+        spread_variance = centre.new_tensor(spread) ** 2
+        natural = family.natural(torch.stack([centre, centre.new_tensor(-math.inf)]))
+        if bool(torch.isfinite(natural).all()):
+            covariance = torch.stack([variance / to_centre**2, spread_variance]).diag()
+        else:  # concentration and rate go to infinity
+            covariance = torch.full_like(natural, math.inf).diag()
+        sd_variance = spread_variance * to_deviation**2 * family.deviate_variance
+        curvature = torch.stack([-point.hessian[0, 0] * to_centre**2, centre.new_tensor(-2.0 * slope)])
+        return _Estimates(
+            natural=natural,
+            covariance=covariance,
+            moments=torch.stack([self.random.sign * point.params[0], origin]),
+            moment_covariance=torch.stack([variance, sd_variance]).diag(),
+            converged=converged,
+            gradient_norm=point.gradient_norm,
+            eigenvalues=curvature.sort().values,
+            message=_BOUNDARY if converged else _LOST if slope > 0.0 else _SILENT,
+        )
+
+    def _covariance(
+        self,
+        best: MaximumLikelihood,
+        parts: list[Callable[[torch.Tensor], torch.Tensor]],
+        cov_type: CovType,
+    ) -> torch.Tensor:
+        try:
+            if cov_type == "hessian":
+                return hessian_covariance(best.hessian)
+            scores = individual_scores(parts, best.params)
+            if cov_type == "bhhh":
+                return bhhh_covariance(scores, self.data.weights)
+            return robust_covariance(best.hessian, scores, self.data.weights)
+        except ConvergenceError:  # told by the result: not converged, standard errors unknown
+            return torch.full_like(best.hessian, math.nan)
+
+    @torch.no_grad()
+    def _integration_report(self, mixing: TorchDistribution, rule: Integration | None) -> IntegrationReport:
+        """The rule by name, and its log-likelihood against quadrature with at least twice the usual nodes."""
+        nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
+        reference = Quadrature(2 * max(nodes or 0, _USUAL_NODES))
+        if rule is None:
+            rule = self._chunks[0].rule_used(mixing)
+        difference = self.loglik(mixing, reference) - self.loglik(mixing, rule)
+        error = float((self.data.weights * difference).sum())
+        return IntegrationReport(rule=repr(rule), error=error, reference=repr(reference))
