@@ -57,10 +57,15 @@ def _fixed(params: torch.Tensor) -> TorchDistribution:
 
 
 class _Estimates(NamedTuple):
-    """Natural parameters (2,) and moments (2,) with their covariances (2, 2), and the evidence for them."""
+    """Natural parameters (2,) and moments (2,) with their covariances (2, 2), and the evidence for them.
+
+    Hessian (2, 2) and scores (N, 2) are in the natural parameters; NaN where these are infinite.
+    """
 
     natural: torch.Tensor
     covariance: torch.Tensor
+    hessian: torch.Tensor
+    scores: torch.Tensor
     moments: torch.Tensor
     moment_covariance: torch.Tensor
     converged: bool
@@ -185,14 +190,16 @@ class StrengthModel:
         natural = self._names(self._family.names)
         moments = self._names(("mean", "sd"))
         errors, moment_errors = map(standard_errors, (estimates.covariance, estimates.moment_covariance))
+        situation_weights = self.data.weights[self.data.individual]
         return MixedLogitResult(
             params=dict(zip(natural, estimates.natural.tolist(), strict=True)),
             std_errors=dict(zip(natural, errors.tolist(), strict=True)),
-            covariance=estimates.covariance,
+            cov=estimates.covariance,
             moments=dict(zip(moments, estimates.moments.tolist(), strict=True)),
             moment_std_errors=dict(zip(moments, moment_errors.tolist(), strict=True)),
             mixing=mixing,
             loglik=loglik,
+            null_loglik=-float((situation_weights * self.data.available.sum(-1).log()).sum()),
             converged=estimates.converged,
             gradient_norm=estimates.gradient_norm,
             hessian_eigenvalues=estimates.eigenvalues,
@@ -207,10 +214,17 @@ class StrengthModel:
             cov_type=cov_type,
             specification=f"{self.variable} {self.random}",
             not_in_model=tuple(name for name in self.data.variables if name != self.variable),
-            num_individuals=float(self.data.weights.sum()),
-            num_situations=self.data.num_situations,
+            held={},
+            scales=tuple(name for name in natural if name.endswith(".scale")),
+            simulation_sd={},
+            n_individuals=float(self.data.weights.sum()),
+            nobs=float(situation_weights.sum()),
             iterations=best.iterations,
             evaluations=best.evaluations,
+            hessian=estimates.hessian,
+            scores=estimates.scores,
+            weights=self.data.weights,
+            optima=(),
         )
 
     def _names(self, suffixes: tuple[str, str]) -> list[str]:
@@ -313,13 +327,18 @@ class StrengthModel:
             mixing = family.mixing(theta)
             return torch.stack([self.random.sign * mixing.mean, mixing.stddev])
 
-        covariance = self._covariance(best, self._parts(family.mixing, integration, weighted=False), cov_type)
+        parts = self._parts(family.mixing, integration, weighted=False)
+        covariance = self._covariance(best, parts, cov_type)
+        to_theta = torch.linalg.inv(torch.autograd.functional.jacobian(family.natural, best.params))
         natural, natural_covariance = delta_method(family.natural, best.params, covariance)
         moment, moment_covariance = delta_method(moments, best.params, covariance)
         known = bool(torch.isfinite(torch.cat([natural_covariance, moment_covariance])).all())
         return _Estimates(
             natural=natural,
             covariance=natural_covariance,
+            # the gradient is 0 at the maximum, so the curvature of the transformation adds nothing
+            hessian=to_theta.T @ best.hessian @ to_theta,
+            scores=individual_scores(parts, best.params) @ to_theta,
             moments=moment,
             moment_covariance=moment_covariance,
             converged=best.converged and known,
@@ -349,7 +368,8 @@ class StrengthModel:
             theta = torch.stack([centre, centre.new_tensor(log_spread)])
             return sum(float(part(theta).sum()) for part in parts)
 
-        variance = self._covariance(point, self._parts(_fixed, None, weighted=False), cov_type)[0, 0]
+        fixed_parts = self._parts(_fixed, None, weighted=False)
+        variance = self._covariance(point, fixed_parts, cov_type)[0, 0]
         converged = slope < 0.0 and bool(torch.isfinite(variance))
         start = float(self._log_spreads(centre)[0])
         spread = noticed_spread(loglik, point.loglik, start) if converged else math.nan
@@ -357,15 +377,20 @@ class StrengthModel:
         to_centre, to_deviation = torch.autograd.functional.jacobian(family.strength, (centre, origin))
         spread_variance = centre.new_tensor(spread) ** 2
         natural = family.natural(torch.stack([centre, centre.new_tensor(-math.inf)]))
+        curvature = torch.stack([-point.hessian[0, 0] * to_centre**2, centre.new_tensor(-2.0 * slope)])
+        score = individual_scores(fixed_parts, point.params) * to_centre
         if bool(torch.isfinite(natural).all()):
             covariance = torch.stack([variance / to_centre**2, spread_variance]).diag()
+            hessian, scores = -curvature.diag(), torch.cat([score, torch.zeros_like(score)], 1)
         else:  # concentration and rate go to infinity
             covariance = torch.full_like(natural, math.inf).diag()
+            hessian, scores = torch.full_like(covariance, math.nan), score.new_full((len(score), 2), math.nan)
         sd_variance = spread_variance * to_deviation**2 * family.deviate_variance
-        curvature = torch.stack([-point.hessian[0, 0] * to_centre**2, centre.new_tensor(-2.0 * slope)])
         return _Estimates(
             natural=natural,
             covariance=covariance,
+            hessian=hessian,
+            scores=scores,
             moments=torch.stack([self.random.sign * point.params[0], origin]),
             moment_covariance=torch.stack([variance, sd_variance]).diag(),
             converged=converged,

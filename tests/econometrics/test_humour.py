@@ -51,6 +51,6 @@ def test_heterogeneity_of_the_votes(pairs: pd.DataFrame, study: Callable[[str], 
     direct = (n_a * choice.log_prob(torch.ones(())) + n_b * choice.log_prob(torch.zeros(()))).sum()
     assert fit.loglik == pytest.approx(direct.item(), rel=1e-11)
     assert fit.converged
-    assert fit.num_individuals == 113_638
+    assert fit.n_individuals == 113_638
     assert fit.loglik >= fit.fixed.loglik
     assert fit.fixed.estimate > 20 * fit.fixed.std_error  # funnier texts win

@@ -98,7 +98,7 @@ def test_recovers_the_truth(family: str, individuals: int, situations: int) -> N
     assert bool((result.hessian_eigenvalues > 0).all())
     assert result.loglik > result.fixed.loglik
     assert abs(result.integration.error) <= 1e-6
-    assert result.num_situations == individuals * situations
+    assert result.nobs == individuals * situations
 
 
 @pytest.mark.parametrize("family", TRUTH)
@@ -192,7 +192,7 @@ def test_a_frequency_is_so_many_individuals(cov_type: str, situations: int) -> N
     weighted = long_columns(frame.assign(times=times), weights="times", **individual)
     one, other = (fit(data, cov_type=cov_type) for data in (weighted, long_columns(repeated, **individual)))
     assert_same_fit(one, other)
-    assert one.num_individuals == other.num_individuals
+    assert one.n_individuals == other.n_individuals
 
 
 def test_an_unbalanced_panel_is_the_product_over_its_individuals() -> None:
@@ -259,7 +259,7 @@ def test_standard_errors_by_finite_differences() -> None:
     bread, meat = torch.linalg.inv(-hessian), scores.T @ scores
     expected = {"hessian": bread, "bhhh": torch.linalg.inv(meat), "robust": bread @ meat @ bread}
     for cov_type, covariance in expected.items():
-        torch.testing.assert_close(model.fit(cov_type=cov_type).covariance, covariance, rtol=1e-3, atol=0)
+        torch.testing.assert_close(model.fit(cov_type=cov_type).cov, covariance, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("family", ["lognormal", "gamma"])
