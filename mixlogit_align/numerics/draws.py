@@ -1,12 +1,14 @@
-"""Base draws as value objects: uniforms that depend on (seed, step, row) and on nothing else.
+"""Base draws as value objects: uniforms that depend on (seed, step, row, dimension) and on nothing else.
 
-K draws, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch or process it
-lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state of a
-generator.
+K draws in M dimensions, rows (*row_shape) of integers: a pair, an individual. A row has the same draws whatever batch
+or process it lands in, because every uniform is a hash of its coordinates (the finaliser of SplitMix64), not the state
+of a generator.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -24,6 +26,10 @@ DrawKind = Literal["pseudo", "stratified", "antithetic", "halton", "sobol", "mlh
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_A = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_B = -7723592293110705685  # 0x94D049BB133111EB
+
+# bases of Halton's sequences in the order of xlogit and mlogit: without 67, and none after 311
+_BASES = tuple(b for b in range(2, 312) if b != 67 and all(b % d for d in range(2, math.isqrt(b) + 1)))
+_DROPPED = 100
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -67,6 +73,43 @@ def _reverse_bits(x: Tensor) -> Tensor:
     return _shift_right(x, 32) | (x << 32)
 
 
+def _radical_inverse(index: Tensor, base: int) -> Tensor:
+    """Digits of ``index`` >= 0 mirrored at the point, float64; digits are added from the first on, as xlogit does."""
+    rest = index.to(torch.float64)
+    value = torch.zeros_like(rest)
+    place, largest = 1, int(index.max()) if index.numel() else 0
+    while place <= largest:
+        place *= base
+        quotient = (rest / base).floor_()
+        value += rest.sub_(quotient * base).mul_(1.0 / place)
+        rest = quotient
+    return value
+
+
+def _nested_scramble(x: Tensor, key: Tensor) -> Tensor:
+    """Owen's scrambling of 64-bit fractions, bits reversed: every bit is flipped by a hash of the bits above it.
+
+    After Laine and Karras (2011): sums, and products with odd or by even factors under xor, carry upwards only.
+    """
+    x = x + key
+    x = x ^ (x * 0x3D20ADEA7A1B5C46)
+    x = x * ((key >> 16) | 1)
+    x = x ^ (x * 0x05526C56FD1C3A5E)
+    return x ^ (x * 0x53A22864B2E0D3F2)
+
+
+@functools.lru_cache(maxsize=8)
+def _sobol_points(num_draws: int, num_dims: int) -> Tensor:
+    """First points of Sobol's sequence (Joe and Kuo's directions), bits reversed: (M, K), int64."""
+    power = max(num_draws - 1, 1).bit_length()
+    gray = torch.quasirandom.SobolEngine(num_dims).draw(2**power, dtype=torch.float64)
+    order = torch.arange(2**power)
+    points = torch.empty((num_dims, 2**power), dtype=torch.int64)
+    # torch counts along a Gray code: put back, the first dimension is the radical inverse
+    points[:, order ^ (order >> 1)] = (gray * 2.0**30).to(torch.int64).T << 34
+    return _reverse_bits(points[:, :num_draws])
+
+
 @dataclass(frozen=True)
 class BaseDraws:
     """K uniforms a row.
@@ -82,12 +125,13 @@ class BaseDraws:
     num_draws : int
         K.
     seed, step : int
-        Draws are a function of (seed, step, row).
+        Draws are a function of (seed, step, row). ``seed=None``, for halton alone: the plain sequence of xlogit and
+        mlogit, not rotated, without its first 100 elements.
     """
 
     kind: DrawKind
     num_draws: int
-    seed: int = 0
+    seed: int | None = 0
     step: int = 0
 
     def __post_init__(self) -> None:
@@ -100,7 +144,16 @@ class BaseDraws:
                     hint="'sobol'",
                 )
             )
-        for name in ("seed", "step"):
+        if self.seed is None and (self.kind != "halton" or self.step != 0):
+            raise InvalidInputError(
+                explain(
+                    "seed",
+                    got=f"None for {self.kind} draws of step {self.step}",
+                    expected="an integer; None stands for the plain Halton sequence, which has no steps",
+                    hint="seed=0",
+                )
+            )
+        for name in ("step",) if self.seed is None else ("seed", "step"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InvalidInputError(explain(name, got=repr(value), expected="an integer", hint=f"{name}=0"))
@@ -121,50 +174,106 @@ class BaseDraws:
     def uniforms(self, rows: Tensor) -> Tensor:
         """Uniforms in (0, 1) for integer ``rows`` (*row_shape): (K, *row_shape), float64."""
         if torch.compiler.is_compiling():
-            seed, step = _signed(self.seed), _signed(self.step)
-            opaque: Tensor = _opaque_uniforms(rows, self.kind, self.num_draws, seed, step)
+            seed = None if self.seed is None else _signed(self.seed)
+            opaque: Tensor = _opaque_uniforms(rows, self.kind, self.num_draws, seed, _signed(self.step))
             return opaque
         return self._uniforms(rows)
 
-    def _uniforms(self, rows: Tensor) -> Tensor:
+    def uniforms_nd(self, rows: Tensor, num_dims: int) -> Tensor:
+        """Uniforms in (0, 1) in M = ``num_dims`` dimensions.
+
+        The first dimension holds ``uniforms(rows)``. Further ones: halton takes the next prime as its base (those of
+        xlogit and mlogit, at most 63 dimensions), sobol the next of Joe and Kuo's directions, each scrambled anew
+        for every row; stratified and mlhs put their cells in an order drawn for every row and dimension; antithetic
+        draws are mirrored in all dimensions together.
+
+        Parameters
+        ----------
+        rows : Tensor
+            (N,), int64.
+        num_dims : int
+            M.
+
+        Returns
+        -------
+        Tensor
+            (N, K, M), float64, a function of (seed, step, row, dimension) alone.
+        """
+        if self.kind == "halton" and num_dims > len(_BASES):
+            raise InvalidInputError(
+                explain(
+                    "dimensions of halton draws",
+                    got=num_dims,
+                    expected=f"at most {len(_BASES)}: in more, sequences of such large bases move together",
+                    hint="kind 'sobol' or 'mlhs'",
+                )
+            )
+        u = torch.empty((len(rows), self.num_draws, num_dims), dtype=torch.float64, device=rows.device)
+        for dim in range(num_dims):
+            u[..., dim] = self._uniforms(rows, dim, num_dims).T
+        return u
+
+    def _key(self, rows: Tensor, dim: int) -> Tensor:
+        assert self.seed is not None
+        return _hash(rows, self.seed, self.step, *((dim,) if dim else ()))
+
+    def _uniforms(self, rows: Tensor, dim: int = 0, num_dims: int = 1) -> Tensor:
         k = self.num_draws
         index = torch.arange(k, dtype=torch.int64, device=rows.device).reshape((k,) + (1,) * rows.dim())
         rows = rows.to(torch.int64)
         if self.kind == "halton":
-            shift = _to_unit(_hash(torch.zeros((), dtype=torch.int64, device=rows.device), self.seed, self.step))
-            sequence = _reverse_bits(rows * k + index)
-            return self._inside((_to_unit(sequence) + shift) % 1.0)
-        key = _hash(rows, self.seed, self.step)
-        if self.kind == "sobol":
-            # Owen's scrambling in base 2: leading digits shifted by row, the rest drawn anew for each point
-            trailing = (1 << (64 - (k - 1).bit_length())) - 1 if k > 1 else -1
-            fresh = _mix(key + (index + 1) * _GOLDEN)
-            return self._inside(_to_unit(((_reverse_bits(index) ^ key) & ~trailing) | (fresh & trailing)))
+            return self._halton(rows * k + index, dim)
+        key = self._key(rows, dim)
+        cell = _shuffled(key, k) if dim and self.kind in ("stratified", "mlhs") else index
         if self.kind == "mlhs":
-            return self._inside((index + _to_unit(key)) / k)
+            return self._inside((cell + _to_unit(key)) / k)
+        fresh = _mix(key + (index + 1) * _GOLDEN)
+        if self.kind == "sobol":
+            # Owen's scrambling in base 2: leading digits shifted or flipped by row, the rest drawn anew for each point
+            trailing = (1 << (64 - (k - 1).bit_length())) - 1 if k > 1 else -1
+            if dim:
+                points = _sobol_points(k, num_dims)[dim].to(rows.device)
+                leading = _reverse_bits(_nested_scramble(points.reshape(index.shape), key))
+            else:
+                leading = _reverse_bits(index) ^ key
+            return self._inside(_to_unit((leading & ~trailing) | (fresh & trailing)))
         if self.kind == "antithetic":
-            half = _to_unit(_mix(key + (index[: k // 2] + 1) * _GOLDEN))
+            half = _to_unit(fresh[: k // 2])
             return torch.cat((half, 1.0 - half))
-        independent = _to_unit(_mix(key + (index + 1) * _GOLDEN))
-        return self._inside((index + independent) / k) if self.kind == "stratified" else independent
+        return self._inside((cell + _to_unit(fresh)) / k) if self.kind == "stratified" else _to_unit(fresh)
+
+    def _halton(self, element: Tensor, dim: int) -> Tensor:
+        if self.seed is None:
+            return _radical_inverse(element + _DROPPED, _BASES[dim])
+        shift = _to_unit(self._key(torch.zeros((), dtype=torch.int64, device=element.device), dim))
+        point = _radical_inverse(element, _BASES[dim]) if dim else _to_unit(_reverse_bits(element))
+        return self._inside((point + shift) % 1.0)
 
     @staticmethod
     def _inside(u: Tensor) -> Tensor:
         return u.clamp(2.0**-54, 1.0 - 2.0**-53)
 
 
+def _shuffled(key: Tensor, k: int) -> Tensor:
+    """Orders of 0 .. k - 1, one for each of the keys (*shape), none tied to the others: (k, *shape)."""
+    index = torch.arange(k, dtype=torch.int64, device=key.device)
+    low = (1 << (k - 1).bit_length()) - 1
+    # sorted with their places in the low bits, the hashes need no argsort
+    return (torch.sort((_mix(_mix(key)[..., None] ^ (index + 1) * _GOLDEN) & ~low) | index).values & low).movedim(-1, 0)
+
+
 @torch.library.custom_op(
     "mixlogit_align::base_uniforms",
     mutates_args=(),
-    schema="(Tensor rows, str kind, int num_draws, int seed, int step) -> Tensor",
+    schema="(Tensor rows, str kind, int num_draws, int? seed, int step) -> Tensor",
 )
-def _opaque_uniforms(rows: Tensor, kind: DrawKind, num_draws: int, seed: int, step: int) -> Tensor:
+def _opaque_uniforms(rows: Tensor, kind: DrawKind, num_draws: int, seed: int | None, step: int) -> Tensor:
     # compiled to C++, the wrapping products of the hash would be undefined behaviour
     return BaseDraws(kind, num_draws, seed, step)._uniforms(rows)
 
 
 @_opaque_uniforms.register_fake
-def _(rows: Tensor, kind: DrawKind, num_draws: int, seed: int, step: int) -> Tensor:
+def _(rows: Tensor, kind: DrawKind, num_draws: int, seed: int | None, step: int) -> Tensor:
     return rows.new_empty((num_draws, *rows.shape), dtype=torch.float64)
 
 

@@ -266,3 +266,34 @@ def lognormal_nodes(log_a: Tensor, scale: Tensor, n: int, drop: float) -> tuple[
     u, log_step = left_stretched_trapezoid((mode - reach) * scale, right, poles_from, (2.0 * scale).clamp_min(1.0), n)
     z = u / scale
     return z, log_step - torch.log(scale) - 0.5 * z * z - 0.5 * math.log(2.0 * math.pi)
+
+
+_FARTHEST = 8.3  # beyond it a standard normal has 1e-16 of its mass
+
+
+def trapezoid_normal(num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Trapezoid rule for E f(z), z standard normal: equal steps h on [-L, L], L = min(8.3, sqrt(pi (n - 1))).
+
+    For f analytic and bounded by B in |Im z| < a the error is about 2 B exp(a^2 / 2 - 2 pi a / h), geometric in 1 / h
+    for every a; for an entire f of moderate growth exp(-2 pi^2 / h^2). What lies beyond L adds P(|z| > L): 1e-16 from
+    n = 23 on, of the size of the other error (exp(-pi (n - 1) / 2) for a constant f) below.
+
+    Parameters
+    ----------
+    num_nodes : int
+        n >= 2.
+
+    Returns
+    -------
+    tuple of Tensor
+        z (n,) and log-weights (n,), weights summing to one.
+    """
+    reach = min(_FARTHEST, math.sqrt(math.pi * (num_nodes - 1)))
+    z = torch.linspace(-reach, reach, num_nodes, dtype=torch.float64)
+    return z, torch.log_softmax(-0.5 * z * z, 0)
+
+
+def product_rule(z: Tensor, log_weight: Tensor, num_dims: int) -> tuple[Tensor, Tensor]:
+    """All combinations of the nodes of a rule in M dimensions: nodes (n^M, M) and log-weights (n^M,)."""
+    nodes = torch.cartesian_prod(*[z] * num_dims).reshape(-1, num_dims)
+    return nodes, torch.cartesian_prod(*[log_weight] * num_dims).reshape(-1, num_dims).sum(-1)
