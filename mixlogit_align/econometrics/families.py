@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -125,6 +126,21 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+# Families and their natural parameters: loc + scale * v, v the standard variable (transformed where the name says so).
+PARAMETERS = {
+    "normal": ("loc", "scale"),
+    "lognormal": ("loc", "scale"),
+    "uniform": ("loc", "scale"),
+    "triangular": ("loc", "scale"),
+    "truncated_normal": ("loc", "scale"),
+    "censored_normal": ("loc", "scale"),
+    "johnson_sb": ("loc", "scale"),
+    "gamma": ("concentration", "rate"),
+}
+_LIMITS = {"truncated_normal": (0.0, math.inf), "johnson_sb": (0.0, 1.0)}
+_POSITIVE = ("lognormal", "gamma", "censored_normal")
+
+
 @dataclass(frozen=True)
 class Random:
     """How one coefficient varies over individuals.
@@ -132,46 +148,108 @@ class Random:
     Attributes
     ----------
     family : str
-        "normal", "lognormal", "uniform", "triangular" or "gamma".
+        normal: loc + scale z; lognormal: exp(loc + scale z); uniform: loc + scale U(-1, 1); triangular:
+        loc + scale Tri(-1, 0, 1); truncated_normal: N(loc, scale) given that it lies within ``bounds``;
+        censored_normal: max(0, loc + scale z); johnson_sb: low + (high - low) sigma(loc + scale z); gamma:
+        concentration and rate.
     sign : int
-        -1 for a coefficient that is minus a lognormal or gamma strength.
+        -1 for a coefficient that is minus a variable of a family that is not negative.
     start : tuple of two float, optional
         Natural parameters at which estimation starts.
+    mean_covariates : tuple of str
+        Attributes of the individual on which loc depends linearly (of exp(loc + ...) for a lognormal).
+    bounds : tuple of two float, optional
+        Of truncated_normal (0, inf) and johnson_sb (0, 1).
 
     Raises
     ------
     InvalidInputError
-        If the family is unknown, or the sign is not 1 or (positive families only) -1.
+        If the family is unknown, or another argument does not fit it.
     """
 
     family: str
     sign: int = 1
     start: tuple[float, float] | None = None
+    mean_covariates: tuple[str, ...] = ()
+    bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
+        if self.family not in PARAMETERS:
             raise InvalidInputError(
                 explain(
                     "family",
                     got=repr(self.family),
-                    expected=f"one of {list(FAMILIES)}",
-                    hint="a family of this list, with a leading '-' for minus a lognormal or gamma",
+                    expected=f"one of {list(PARAMETERS)}",
+                    hint="a family of this list, with a leading '-' for minus a positive one",
                 )
             )
+        if isinstance(self.mean_covariates, str):
+            object.__setattr__(self, "mean_covariates", (self.mean_covariates,))
+        object.__setattr__(self, "mean_covariates", tuple(self.mean_covariates))
+        if self.mean_covariates and "loc" not in PARAMETERS[self.family]:
+            raise InvalidInputError(
+                explain(
+                    "mean_covariates",
+                    got=f"{list(self.mean_covariates)} for {self.family}",
+                    expected="a family with a loc",
+                    hint="'lognormal'",
+                )
+            )
+        if self.bounds is not None:
+            low, high = self.bounds
+            if self.family not in _LIMITS or not low < high or not math.isfinite(low if low != -math.inf else high):
+                raise InvalidInputError(
+                    explain(
+                        "bounds",
+                        got=f"{self.bounds} for {self.family}",
+                        expected=f"low < high, for one of {list(_LIMITS)}",
+                        hint="bounds=None",
+                    )
+                )
+            if self.family == "johnson_sb" and not math.isfinite(high - low):
+                raise InvalidInputError(
+                    explain("bounds", got=self.bounds, expected="two finite numbers", hint="(0.0, 1.0)")
+                )
         if self.sign not in (1, -1) or (self.sign == -1 and not self.positive):
             raise InvalidInputError(
                 explain(
                     "sign",
                     got=f"{self.sign} for {self.family}",
-                    expected="1, or -1 for a lognormal or gamma",
+                    expected="1, or -1 for a family that is not negative",
                     hint="sign=1: the other families take both signs by themselves",
                 )
             )
 
     @property
+    def parameters(self) -> tuple[str, str]:
+        """Names of the natural parameters."""
+        return PARAMETERS[self.family]
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The bounds in force."""
+        return self.bounds or _LIMITS[self.family]
+
+    @property
     def positive(self) -> bool:
-        """Whether the family is positive before the sign."""
-        return FAMILIES[self.family].positive
+        """Whether the family is never negative before the sign."""
+        return self.family in _POSITIVE or (self.family in _LIMITS and self.limits[0] >= 0.0)
+
+    def transform(self, latent: torch.Tensor) -> torch.Tensor:
+        """The coefficient before its sign from loc + scale * v."""
+        if self.family == "lognormal":
+            return latent.exp()
+        if self.family == "censored_normal":
+            return latent.clamp_min(0.0)
+        if self.family == "johnson_sb":
+            low, high = self.limits
+            return low + (high - low) * torch.sigmoid(latent)
+        return latent
+
+    @property
+    def is_scalar_strength(self) -> bool:
+        """Whether the exact distributions know the family by itself."""
+        return self.family in FAMILIES and not self.mean_covariates
 
     @classmethod
     def of(cls, spec: str | Random | TorchDistribution) -> Random:
@@ -205,7 +283,7 @@ class Random:
             explain(
                 "random",
                 got=repr(spec),
-                expected=f"a name of {list(FAMILIES)}, a Random, or a scalar distribution of {kinds}",
+                expected=f"a name of {list(PARAMETERS)}, a Random, or a scalar distribution of {kinds}",
                 hint="Random('normal')",
             )
         )

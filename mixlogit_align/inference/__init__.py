@@ -2,24 +2,45 @@
 
 from mixlogit_align.inference.covariance import (
     bhhh_covariance,
+    clustered_covariance,
     delta_method,
     hessian_covariance,
     robust_covariance,
     standard_errors,
 )
-from mixlogit_align.inference.derivatives import Derivatives, derivatives, individual_scores
-from mixlogit_align.inference.optimize import MaximumLikelihood, gradient_norm, maximize_loglik
+from mixlogit_align.inference.derivatives import (
+    Derivatives,
+    Differentiated,
+    Restricted,
+    derivatives,
+    individual_scores,
+)
+from mixlogit_align.inference.hypothesis import WaldStatistic, likelihood_ratio_pvalue, mixture_weights, wald
+from mixlogit_align.inference.optimize import MaximumLikelihood, gradient_norm, maximize_loglik, refine_loglik
+from mixlogit_align.inference.resampling import Bootstrap, bootstrap, bootstrap_covariance, bootstrap_weights
 
 __all__ = [
+    "Bootstrap",
     "Derivatives",
+    "Differentiated",
     "MaximumLikelihood",
+    "Restricted",
+    "WaldStatistic",
     "bhhh_covariance",
+    "bootstrap",
+    "bootstrap_covariance",
+    "bootstrap_weights",
+    "clustered_covariance",
     "delta_method",
     "derivatives",
     "gradient_norm",
     "hessian_covariance",
     "individual_scores",
+    "likelihood_ratio_pvalue",
     "maximize_loglik",
+    "refine_loglik",
+    "mixture_weights",
     "robust_covariance",
     "standard_errors",
+    "wald",
 ]

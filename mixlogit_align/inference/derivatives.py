@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 LogLik = Callable[[torch.Tensor], torch.Tensor]
-# One function, or several whose sum is meant: chunks of individuals, differentiated one after the other.
-LogLiks = LogLik | Sequence[LogLik]
 
 
 class Derivatives(NamedTuple):
@@ -38,7 +36,55 @@ class Derivatives(NamedTuple):
         return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
-def parts_of(loglik: LogLiks) -> Sequence[LogLik]:
+@runtime_checkable
+class Differentiated(Protocol):
+    """A log-likelihood that brings its own derivatives."""
+
+    def gradient(self, params: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Log-likelihood and gradient (P,)."""
+
+    def derivatives(self, params: torch.Tensor) -> Derivatives:
+        """Log-likelihood, gradient and Hessian."""
+
+
+# One function, or several whose sum is meant: chunks of individuals, differentiated one after the other.
+Functions = LogLik | Sequence[LogLik]
+LogLiks = Functions | Differentiated
+
+
+class Restricted:
+    """A log-likelihood as a function of some of its parameters, the others held.
+
+    Parameters
+    ----------
+    loglik : Differentiated
+    free : torch.Tensor, shape (Q,), int64
+        Positions of the parameters that move.
+    at : torch.Tensor, shape (P,)
+        Values of those that do not.
+    """
+
+    def __init__(self, loglik: Differentiated, free: torch.Tensor, at: torch.Tensor) -> None:
+        self.loglik = loglik
+        self.free = free
+        self.at = at
+
+    def full(self, params: torch.Tensor) -> torch.Tensor:
+        """All parameters (P,) from the free ones (Q,)."""
+        return self.at.index_copy(0, self.free, params)
+
+    def gradient(self, params: torch.Tensor) -> tuple[float, torch.Tensor]:
+        """Log-likelihood and gradient (Q,)."""
+        value, gradient = self.loglik.gradient(self.full(params))
+        return value, gradient[self.free]
+
+    def derivatives(self, params: torch.Tensor) -> Derivatives:
+        """Log-likelihood, gradient (Q,) and Hessian (Q, Q)."""
+        value, gradient, hessian = self.loglik.derivatives(self.full(params))
+        return Derivatives(value, gradient[self.free], hessian[self.free][:, self.free])
+
+
+def parts_of(loglik: Functions) -> Sequence[LogLik]:
     """The functions whose sum is meant.
 
     Parameters
@@ -61,7 +107,7 @@ def derivatives(loglik: LogLiks, params: torch.Tensor) -> Derivatives:
 
     Parameters
     ----------
-    loglik : callable or sequence of callables
+    loglik : callable, sequence of callables, or Differentiated
         Each maps a float64 tensor of shape (P,) to a log-likelihood, a scalar or one value an individual; all
         are summed. Twice differentiable by autograd. Several bound the memory that second derivatives take.
     params : torch.Tensor, shape (P,)
@@ -70,6 +116,8 @@ def derivatives(loglik: LogLiks, params: torch.Tensor) -> Derivatives:
     -------
     Derivatives
     """
+    if isinstance(loglik, Differentiated):
+        return loglik.derivatives(params)
     each = [_derivatives(part, params) for part in parts_of(loglik)]
     values, gradients, hessians = zip(*each, strict=True)
     return Derivatives(math.fsum(values), torch.stack(gradients).sum(0), torch.stack(hessians).sum(0))
@@ -87,7 +135,7 @@ def _derivatives(loglik: LogLik, params: torch.Tensor) -> Derivatives:
     return Derivatives(float(value.detach()), gradient.detach(), (hessian + hessian.T) / 2)
 
 
-def individual_scores(loglik: LogLiks, params: torch.Tensor) -> torch.Tensor:
+def individual_scores(loglik: Functions, params: torch.Tensor) -> torch.Tensor:
     """Each individual's score d loglik_n / d params.
 
     One backward pass a parameter, whatever N: the gradient of ``sum_n v_n * loglik_n`` is linear in the

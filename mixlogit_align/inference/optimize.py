@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from scipy.optimize import OptimizeResult, minimize
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.inference.derivatives import Derivatives, LogLiks, derivatives
+from mixlogit_align.inference.derivatives import Derivatives, Differentiated, LogLiks, derivatives
 
 # An eigenvalue of the unit-diagonal information below this is a direction that the data say nothing about.
 _SINGULAR = 1e-10
@@ -126,6 +126,7 @@ def maximize_loglik(
     gradient_tolerance: float = 1e-6,
     max_iterations: int = 200,
     give_up: Callable[[torch.Tensor, float], bool] | None = None,
+    polish: bool = True,
 ) -> MaximumLikelihood:
     """Maximise a log-likelihood: trust region with exact Hessians, then Newton steps.
 
@@ -147,6 +148,8 @@ def maximize_loglik(
         Of the trust region.
     give_up : callable, optional
         (parameters, log-likelihood) to bool, asked after every step: True ends the search where it stands.
+    polish : bool
+        False: without the Newton steps; the end is within about 0.1 standard errors of the maximum.
 
     Returns
     -------
@@ -192,7 +195,7 @@ def maximize_loglik(
         options={
             "initial_trust_radius": 10.0,
             "max_trust_radius": 1e6,
-            "gtol": 1e-3,
+            "gtol": 1e-3 if polish else 0.1,
             "maxiter": max_iterations,
         },
     )
@@ -201,7 +204,7 @@ def maximize_loglik(
     iterations, evaluations = int(found.nit), objective.evaluations + 1
     norm = gradient_norm(at.gradient, at.hessian)
     given_up = give_up is not None and give_up(point, at.value)
-    for _ in range(0 if given_up else _NEWTON_STEPS):
+    for _ in range(_NEWTON_STEPS if polish and not given_up else 0):
         if not 0.0 < norm < float("inf"):
             break
         trial = point - torch.linalg.solve(at.hessian, at.gradient)
@@ -213,15 +216,101 @@ def maximize_loglik(
         point, at, norm = trial, there, trial_norm
         iterations += 1
 
-    eigenvalues = torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan"))
     doubts = ["given up"] if given_up else _doubts(at, norm, gradient_tolerance)
+    return _evidence(point, at, norm, gradient_tolerance, iterations, evaluations, doubts)
+
+
+def refine_loglik(
+    loglik: Differentiated,
+    start: torch.Tensor,
+    hessian: torch.Tensor,
+    *,
+    gradient_tolerance: float = 1e-6,
+    max_iterations: int = 100,
+) -> MaximumLikelihood:
+    """Maximise a log-likelihood from near its maximum, with few Hessians.
+
+    BFGS (scipy) in coordinates in which ``hessian`` is minus the identity, to a gradient of 1e-3 standard errors; there
+    one exact Hessian, with which Newton steps end the work. Where this does not arrive,
+    :func:`maximize_loglik` goes on from the best point.
+
+    Parameters
+    ----------
+    loglik : Differentiated
+    start : torch.Tensor, shape (P,)
+    hessian : torch.Tensor, shape (P, P)
+        Of a similar log-likelihood, such as one simulated with fewer draws.
+    gradient_tolerance, max_iterations
+        As in :func:`maximize_loglik`.
+
+    Returns
+    -------
+    MaximumLikelihood
+        Its Hessian is the exact one, within 1e-2 standard errors of ``params``.
+    """
+    factor, failed = torch.linalg.cholesky_ex(-hessian)
+    if failed or not torch.isfinite(factor).all():
+        return maximize_loglik(loglik, start, gradient_tolerance=gradient_tolerance)
+    # (-H)^-1 = W W', so that a step of length 1 is one standard error
+    whiten = torch.linalg.solve_triangular(factor.T, torch.eye(len(start), dtype=start.dtype), upper=True)
+    evaluations = 0
+    best = start, -np.inf
+
+    def objective(x: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        nonlocal evaluations, best
+        evaluations += 1
+        point = start + whiten @ torch.as_tensor(x, dtype=start.dtype)
+        value, gradient = loglik.gradient(point)
+        if not (np.isfinite(value) and bool(torch.isfinite(gradient).all())):
+            return float("inf"), np.zeros_like(x)
+        if value > best[1]:
+            best = point, value
+        return -value, np.asarray(-(gradient @ whiten))
+
+    found = minimize(
+        objective,
+        np.zeros(len(start)),
+        jac=True,
+        method="BFGS",
+        options={"gtol": 1e-3, "norm": 2, "maxiter": max_iterations},
+    )
+    point = best[0]
+    at = loglik.derivatives(point)
+    norm = gradient_norm(at.gradient, at.hessian)
+    evaluations += 1
+    iterations = int(found.nit)
+    if not norm < 1e-2:
+        there = maximize_loglik(loglik, point, gradient_tolerance=gradient_tolerance)
+        return replace(there, evaluations=there.evaluations + evaluations, iterations=there.iterations + iterations)
+    while norm > gradient_tolerance / 10:  # the Hessian stands: it changes by 1e-2 of itself at most
+        trial = point - torch.linalg.solve(at.hessian, at.gradient)
+        value, gradient = loglik.gradient(trial)
+        evaluations += 1
+        trial_norm = gradient_norm(gradient, at.hessian) if torch.isfinite(gradient).all() else float("inf")
+        if not trial_norm < norm:
+            break
+        point, at, norm = trial, Derivatives(value, gradient, at.hessian), trial_norm
+        iterations += 1
+    return _evidence(point, at, norm, gradient_tolerance, iterations, evaluations)
+
+
+def _evidence(
+    point: torch.Tensor,
+    at: Derivatives,
+    norm: float,
+    tolerance: float,
+    iterations: int,
+    evaluations: int,
+    doubts: list[str] | None = None,
+) -> MaximumLikelihood:
+    doubts = _doubts(at, norm, tolerance) if doubts is None else doubts
     return MaximumLikelihood(
         params=point,
         loglik=at.value,
         gradient=at.gradient,
         gradient_norm=norm,
         hessian=at.hessian,
-        eigenvalues=eigenvalues,
+        eigenvalues=torch.linalg.eigvalsh(-at.hessian) if at.finite else torch.full_like(at.gradient, float("nan")),
         iterations=iterations,
         evaluations=evaluations,
         converged=not doubts,

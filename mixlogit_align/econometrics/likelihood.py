@@ -1,0 +1,308 @@
+"""The simulated log-likelihood of models with several coefficients: one fused kernel, in chunks of individuals."""
+
+# N individuals, T situations of an individual (at most), J alternatives, K draws or nodes, C varying and F fixed
+# coefficients, M base variates a draw, P parameters. E = T (J - 1) alternatives not chosen, of an individual.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.specification import Specification
+from mixlogit_align.inference.derivatives import Derivatives
+
+# Utilities of a chunk: about 1 MB of doubles, which stays in the cache.
+_CHUNK = 2**17
+# Utility differences below this have an exponential that no sum of them can make overflow.
+_SAFE = 600.0
+
+
+class _PanelLoglik(torch.autograd.Function):
+    """sum_t -log(1 + sum_j exp(u_tj)) with u = x beta + offset, u the differences to the chosen alternative.
+
+    Twice differentiable in beta (n, K, C) and offset (n, E); x is (n, E, C), E = T * others.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, beta: Tensor, offset: Tensor, x: Tensor, others: int) -> Tensor:
+        n, e = offset.shape
+        u = torch.baddbmm(offset[..., None], x, beta.mT).view(n, e // others, others, beta.shape[1])
+        top = u.amax()
+        if top < _SAFE:  # the usual case saves a pass over u
+            odds = u.exp_()
+            total = odds.sum(2).add_(1.0)
+            value = total.log().sum(1).neg_()
+        else:
+            peak = u.amax(2, keepdim=True).clamp_min_(0.0)
+            odds = u.sub_(peak).exp_()
+            peak = peak.squeeze(2)
+            total = odds.sum(2).add_((-peak).exp())
+            value = (total.log() + peak).sum(1).neg_()
+        probability = odds.div_(total[:, :, None]).view(n, e, beta.shape[1])
+        ctx.save_for_backward(beta, offset, x, probability)
+        ctx.others = others
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        beta, offset, x, probability = ctx.saved_tensors
+        by_beta, by_offset = _PanelScore.apply(grads[0], beta, offset, x, probability, ctx.others)
+        return by_beta, by_offset, None, None
+
+
+class _PanelScore(torch.autograd.Function):
+    """The gradient of :class:`_PanelLoglik`, weighted by g (n, K): -sum_e g p_e x_e, and -sum_k g p_e."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, beta: Tensor, offset: Tensor, x: Tensor, probability: Tensor, others: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(g, x, probability)
+        ctx.others = others
+        weighted = probability * g[:, None]
+        return torch.bmm(weighted.mT, x).neg_(), weighted.sum(2).neg_()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        g, x, probability = ctx.saved_tensors
+        by_beta, by_offset = grads
+        n, e, k = probability.shape
+        # the direction's utilities, and their deviation from the mean over each situation
+        h = torch.baddbmm(by_offset[..., None], x, by_beta.mT)
+        ph = probability * h
+        to_g = ph.sum(1).neg_()
+        sets = (n, e // ctx.others, ctx.others, k)
+        mean = ph.view(sets).sum(2, keepdim=True)
+        q = ph.view(sets).addcmul_(probability.view(sets), mean, value=-1.0).view(n, e, k).mul_(g[:, None])
+        return to_g, torch.bmm(q.mT, x).neg_(), q.sum(2).neg_(), None, None, None
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Where the mixing distribution is evaluated.
+
+    Attributes
+    ----------
+    base : Tensor, shape (N or 1, K, M)
+        Standard variables; one row for all, or one an individual.
+    log_weight : Tensor, shape (N or 1, K)
+        log of the weights, which sum to about 1.
+    """
+
+    base: Tensor
+    log_weight: Tensor
+
+    @property
+    def num(self) -> int:
+        """K."""
+        return self.base.shape[1]
+
+    def of(self, rows: Tensor) -> Nodes:
+        """Those of some individuals."""
+        return Nodes(*(part if len(part) == 1 else part[rows] for part in (self.base, self.log_weight)))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Individuals with equally many situations: differences (n, E, .) to the chosen alternative."""
+
+    rows: Tensor
+    fixed: Tensor
+    varying: Tensor
+    missing: Tensor | None
+
+
+class PanelData:
+    """Choice data as the kernel reads them.
+
+    Parameters
+    ----------
+    data : ChoiceData
+    specification : Specification
+    device : torch.device, optional
+    """
+
+    def __init__(self, data: ChoiceData, specification: Specification, device: torch.device | None = None) -> None:
+        columns = [data.variables.index(name) for name in specification.variables]
+        others = data.num_alternatives - 1
+        # the alternatives not chosen, in their order, less the chosen one
+        index = torch.arange(others)[None, :] + (torch.arange(others)[None, :] >= data.choice[:, None]).long()
+        values = data.attributes[..., columns]
+        chosen = values.gather(1, data.choice[:, None, None].expand(-1, 1, len(columns)))
+        difference = values.gather(1, index[..., None].expand(-1, -1, len(columns))) - chosen
+        offered = data.available.gather(1, index)
+        difference = difference * offered[..., None]
+        # alternatives that nobody is offered take no room
+        others = max(1, int(offered.sum(1).max()))
+        if others < index.shape[1]:
+            order = (~offered).to(torch.int8).argsort(1, stable=True)[:, :others]
+            difference = difference.gather(1, order[..., None].expand(-1, -1, len(columns)))
+            offered = offered.gather(1, order)
+        self.others = others
+        self.num_individuals = data.num_individuals
+        self.weights = data.weights.to(device)
+        self.covariates = torch.stack(
+            [data.covariate(name) for name in specification.covariates]
+            or [torch.zeros(data.num_individuals, dtype=torch.float64)],
+            dim=-1,
+        ).to(device)
+        self.groups = list(self._groups(data, difference, offered, specification, device))
+
+    def _groups(
+        self,
+        data: ChoiceData,
+        difference: Tensor,
+        offered: Tensor,
+        specification: Specification,
+        device: torch.device | None,
+    ) -> Iterator[_Group]:
+        order = torch.argsort(data.individual, stable=True)
+        counts = torch.bincount(data.individual, minlength=data.num_individuals)
+        starts = counts.cumsum(0) - counts
+        split = 0 if specification.all_vary else len(specification.fixed)
+        for t in counts.unique().tolist():
+            rows = (counts == t).nonzero()[:, 0]
+            situations = order[(starts[rows][:, None] + torch.arange(t))]
+            x = difference[situations].reshape(len(rows), t * self.others, -1)
+            absent = ~offered[situations].reshape(len(rows), t * self.others)
+            missing = torch.where(absent, -torch.inf, 0.0).to(torch.float64) if bool(absent.any()) else None
+            yield _Group(
+                rows=rows.to(device),
+                fixed=x[..., :split].contiguous().to(device),
+                varying=x[..., split:].contiguous().to(device),
+                missing=None if missing is None else missing.to(device),
+            )
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some individuals of one group, with their nodes."""
+
+    rows: Tensor
+    fixed: Tensor
+    varying: Tensor
+    missing: Tensor | None
+    covariates: Tensor
+    nodes: Nodes
+    others: int
+
+
+class SimulatedLoglik:
+    """Log-likelihood ``sum_n w_n log sum_k omega_nk prod_t P(choice_nt | base_nk)`` and its derivatives.
+
+    The derivatives with respect to the coefficients are analytic, those of coefficients with respect to parameters
+    automatic: one backward pass gives every individual's score.
+
+    Parameters
+    ----------
+    data : PanelData
+    specification : Specification
+    nodes : Nodes
+    """
+
+    def __init__(self, data: PanelData, specification: Specification, nodes: Nodes) -> None:
+        self.data = data
+        self.specification = specification
+        self.nodes = nodes
+        self.num_params = len(specification.names)
+        self.weights = data.weights
+        self._chunks = list(self._split())
+
+    def _split(self) -> Iterator[_Chunk]:
+        for group in self.data.groups:
+            size = max(1, _CHUNK // (group.varying.shape[1] * self.nodes.num))
+            for start in range(0, len(group.rows), size):
+                part = slice(start, start + size)
+                rows = group.rows[part]
+                yield _Chunk(
+                    rows=rows,
+                    fixed=group.fixed[part],
+                    varying=group.varying[part],
+                    missing=None if group.missing is None else group.missing[part],
+                    covariates=self.data.covariates[rows],
+                    nodes=self.nodes.of(rows),
+                    others=self.data.others,
+                )
+
+    def conditional(self, theta: Tensor, chunk: _Chunk) -> Tensor:
+        """Log-likelihood (n, K) given the nodes; theta (n, P)."""
+        constant, varying = self.specification.coefficients(theta, chunk.nodes.base, chunk.covariates)
+        offset = (chunk.fixed @ constant[..., None]).squeeze(-1)
+        if chunk.missing is not None:
+            offset = offset + chunk.missing
+        value: Tensor = _PanelLoglik.apply(varying, offset, chunk.varying, chunk.others)
+        return value
+
+    def _individual(self, theta: Tensor, chunk: _Chunk) -> Tensor:
+        return torch.logsumexp(self.conditional(theta, chunk) + chunk.nodes.log_weight, 1)
+
+    def _map(self, work: Callable[[_Chunk], Any]) -> Iterator[Any]:
+        threads = torch.get_num_threads()
+        if threads == 1 or len(self._chunks) < 2 * threads or self.weights.is_cuda:
+            return map(work, self._chunks)
+        return _in_threads(work, self._chunks, threads)
+
+    def values(self, theta: Tensor) -> Tensor:
+        """Log-likelihood of each individual, (N,), frequencies not counted."""
+        result = torch.empty_like(self.weights)
+
+        @torch.no_grad()
+        def work(chunk: _Chunk) -> tuple[Tensor, Tensor]:
+            return chunk.rows, self._individual(theta.expand(len(chunk.rows), -1), chunk)
+
+        for rows, value in self._map(work):
+            result[rows] = value
+        return result
+
+    def scores(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods (N,) and scores (N, P) of individuals, frequencies not counted."""
+        values = torch.empty_like(self.weights)
+        scores = self.weights.new_empty(self.data.num_individuals, self.num_params)
+
+        def work(chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
+            leaf = theta.detach().expand(len(chunk.rows), -1).clone().requires_grad_(True)
+            value = self._individual(leaf, chunk)
+            (score,) = torch.autograd.grad(value.sum(), leaf)
+            return chunk.rows, value.detach(), score
+
+        for rows, value, score in self._map(work):
+            values[rows], scores[rows] = value, score
+        return values, scores
+
+    def gradient(self, theta: Tensor) -> tuple[float, Tensor]:
+        """The log-likelihood and its gradient (P,)."""
+        values, scores = self.scores(theta)
+        return float(self.weights @ values), self.weights @ scores
+
+    def derivatives(self, theta: Tensor) -> Derivatives:
+        """Log-likelihood, gradient and Hessian."""
+
+        def work(chunk: _Chunk) -> tuple[float, Tensor, Tensor]:
+            leaf = theta.detach().clone().requires_grad_(True)
+            weighted = self.weights[chunk.rows] @ self._individual(leaf.expand(len(chunk.rows), -1), chunk)
+            (gradient,) = torch.autograd.grad(weighted, leaf, create_graph=True)
+            rows = [torch.autograd.grad(g, leaf, retain_graph=True, materialize_grads=True)[0] for g in gradient]
+            return float(weighted.detach()), gradient.detach(), torch.stack(rows)
+
+        value, gradient, hessian = 0.0, 0.0, 0.0
+        for part in self._map(work):
+            value, gradient, hessian = value + part[0], gradient + part[1], hessian + part[2]
+        assert isinstance(gradient, Tensor)
+        assert isinstance(hessian, Tensor)
+        return Derivatives(value, gradient, (hessian + hessian.T) / 2)
+
+
+def _in_threads(work: Callable[[_Chunk], Any], chunks: list[_Chunk], threads: int) -> Iterator[Any]:
+    """Chunks side by side, one torch thread each: operations of a chunk are too small to be split."""
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(work, chunks)
+    finally:
+        torch.set_num_threads(threads)

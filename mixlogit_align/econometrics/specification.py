@@ -1,0 +1,379 @@
+"""Which coefficients a model has, and how parameters and base variates make them."""
+
+# N individuals, K draws, C varying and F fixed coefficients, M base variates a draw, P parameters.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from mixlogit_align.distributions import TruncatedNormal
+from mixlogit_align.econometrics.families import Random
+from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics import draws
+from mixlogit_align.numerics.quadrature import trapezoid_normal
+
+TAU = "tau"
+# Families whose latent is loc + deviation: only these can be correlated or have a mean that depends on covariates.
+LOCATED = ("normal", "lognormal", "uniform", "triangular", "censored_normal", "johnson_sb")
+# The standard variable that draws of a family are made of, from uniforms on (0, 1).
+BASE = {
+    "normal": draws.standard_normal,
+    "lognormal": draws.standard_normal,
+    "censored_normal": draws.standard_normal,
+    "johnson_sb": draws.standard_normal,
+    "uniform": draws.symmetric_uniform,
+    "triangular": draws.symmetric_triangular,
+    "truncated_normal": lambda u: u,
+    "gamma": lambda u: u,
+}
+# Standard deviation of the standard variable of a located family.
+_DEVIATE_SD = {"uniform": math.sqrt(1 / 3), "triangular": math.sqrt(1 / 6)}
+
+
+@dataclass(frozen=True)
+class Specification:
+    """Coefficients, their parameters and the map from one to the other.
+
+    The coefficient of variable x for individual n is ``b_x`` where x is fixed, else ``sign * T(loc_n + d_n)`` with
+    ``loc_n = loc + sum_c gamma_c z_cn`` over the covariates of its mean and ``d_n = scale * v_n`` or, in a correlated
+    block, ``d_n = sum_k L_xk v_kn``, v the standard variables; T is the identity, exp (lognormal), max(0, .)
+    (censored_normal) or ``low + (high - low) * sigma(.)`` (johnson_sb). gamma and truncated_normal are quantiles of
+    v ~ U(0, 1). In WTP space all others are multiplied by minus the coefficient of the price; with scale
+    heterogeneity all are multiplied by ``exp(tau * v - tau^2 / 2)``, of mean 1.
+
+    Attributes
+    ----------
+    fixed : tuple of str
+    random : dict of str to Random
+    blocks : tuple of tuple of str
+        Correlated random coefficients.
+    wtp_space : str, optional
+        The price.
+    scale_heterogeneity : bool
+    """
+
+    fixed: tuple[str, ...]
+    random: dict[str, Random]
+    blocks: tuple[tuple[str, ...], ...] = ()
+    wtp_space: str | None = None
+    scale_heterogeneity: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        fixed: Sequence[str],
+        random: Mapping[str, object],
+        correlated: bool | Sequence[Sequence[str]],
+        wtp_space: str | None,
+        scale_heterogeneity: bool,
+    ) -> Specification:
+        """Read and check a user's specification.
+
+        Raises
+        ------
+        InvalidInputError
+            Naming the coefficient and the rule broken.
+        """
+        if isinstance(fixed, str):
+            fixed = [fixed]
+        specs = {name: Random.of(spec) for name, spec in random.items()}
+        names = [*fixed, *specs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if not names or twice:
+            got = f"{twice} more than once" if twice else "no coefficient"
+            hint = "each variable in one of fixed= and random="
+            raise InvalidInputError(explain("coefficients", got=got, expected="each variable once", hint=hint))
+        if wtp_space is not None and wtp_space not in names:
+            raise InvalidInputError(
+                explain("wtp_space", got=repr(wtp_space), expected=f"the price, one of {names}", hint="its variable")
+            )
+        return cls(tuple(fixed), specs, _blocks(specs, correlated), wtp_space, scale_heterogeneity)
+
+    # ------------------------------------------------------------------ names
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Attributes with a coefficient: fixed ones, then random ones."""
+        return (*self.fixed, *self.random)
+
+    @property
+    def num_dims(self) -> int:
+        """M."""
+        return len(self.random) + self.scale_heterogeneity
+
+    @cached_property
+    def bases(self) -> tuple[str, ...]:
+        """The family that each base variate serves."""
+        return (*(random.family for random in self.random.values()), *(["normal"] * self.scale_heterogeneity))
+
+    @cached_property
+    def covariates(self) -> tuple[str, ...]:
+        """Covariates of means, each once."""
+        return tuple(dict.fromkeys(c for random in self.random.values() for c in random.mean_covariates))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the parameters, in order."""
+        found = list(self.fixed)
+        for name, random in self.random.items():
+            found += [f"{name}.{part}" for part in random.parameters[:1]]
+            found += [f"{name}.loc:{covariate}" for covariate in random.mean_covariates]
+            if self.block_of(name) is None:
+                found += [f"{name}.{part}" for part in random.parameters[1:]]
+        for block in self.blocks:
+            found += [f"chol.{row}.{col}" for i, row in enumerate(block) for col in block[: i + 1]]
+        return (*found, *([TAU] * self.scale_heterogeneity))
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Position of every parameter."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def block_of(self, name: str) -> tuple[str, ...] | None:
+        """The correlated block of a random coefficient, if any."""
+        return next((block for block in self.blocks if name in block), None)
+
+    @cached_property
+    def scales(self) -> tuple[str, ...]:
+        """Parameters that are standard deviations or multiples of them: 0 is their boundary."""
+        diagonal = {f"chol.{name}.{name}" for block in self.blocks for name in block}
+        return tuple(n for n in self.names if n.endswith(".scale") or n in diagonal or n == TAU)
+
+    @cached_property
+    def logged(self) -> tuple[str, ...]:
+        """Parameters that are estimated by their logarithm."""
+        positive = ("truncated_normal", "gamma")
+        return tuple(
+            f"{name}.{part}"
+            for name, random in self.random.items()
+            if random.family in positive
+            for part in random.parameters
+            if part != "loc"
+        )
+
+    @cached_property
+    def mirrored(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        """Scales of either sign: reversing base variate m and the sign of these parameters changes nothing."""
+        position = {name: m for m, name in enumerate(self.random)}
+        found = {}
+        for name in self.scales:
+            if name in self.logged:
+                continue
+            if name == TAU:
+                found[name] = (len(self.random), (TAU,))
+            elif name.startswith("chol."):
+                (column,) = [c for block in self.blocks for c in block if name == f"chol.{c}.{c}"]
+                block = self.block_of(column)
+                assert block is not None
+                below = block[block.index(column) :]
+                found[name] = (position[column], tuple(f"chol.{row}.{column}" for row in below))
+            else:
+                found[name] = (position[name.removesuffix(".scale")], (name,))
+        return found
+
+    def __str__(self) -> str:
+        parts = [*self.fixed, *(f"{name} {random}" for name, random in self.random.items())]
+        extra = [f"correlated: {', '.join(block)}" for block in self.blocks]
+        extra += [f"in WTP space, price {self.wtp_space}"] * (self.wtp_space is not None)
+        extra += ["scale heterogeneity"] * self.scale_heterogeneity
+        return "; ".join([", ".join(parts), *extra])
+
+    # ------------------------------------------------------------------ parameters
+
+    @cached_property
+    def _log_mask(self) -> Tensor:
+        return torch.tensor([name in self.logged for name in self.names])
+
+    def natural(self, theta: Tensor) -> Tensor:
+        """Estimated coordinates (..., P) to parameters."""
+        if not self.logged:
+            return theta
+        mask = self._log_mask.to(theta.device)
+        return torch.where(mask, torch.where(mask, theta, 0.0).exp(), theta)
+
+    def theta(self, natural: Tensor) -> Tensor:
+        """Parameters to estimated coordinates, the inverse of :meth:`natural`."""
+        mask = self._log_mask
+        return torch.where(mask, torch.where(mask, natural, 1.0).log(), natural)
+
+    # ------------------------------------------------------------------ coefficients
+
+    def base(self, uniforms: Tensor) -> Tensor:
+        """Standard variables (..., M) from uniforms on (0, 1) of the same shape."""
+        return torch.stack([BASE[family](uniforms[..., m]) for m, family in enumerate(self.bases)], -1)
+
+    def coefficients(self, theta: Tensor, base: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of individuals.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (N, P)
+            Estimated coordinates, a row an individual, so that a backward pass gives individual scores.
+        base : Tensor, shape (N or 1, K, M)
+        covariates : Tensor, shape (N, D)
+            In the order of :attr:`covariates`.
+
+        Returns
+        -------
+        constant : Tensor, shape (N, F)
+            Those of :attr:`fixed`, if no factor varies; else F = 0.
+        varying : Tensor, shape (N, K, C)
+            The others.
+        """
+        params = self.natural(theta)
+        constant = params[:, : len(self.fixed)]
+        n, k = len(theta), base.shape[1]
+        random = self._random_coefficients(params, base, covariates)
+        if self.wtp_space is None and not self.scale_heterogeneity:
+            varying = torch.stack(random, -1) if random else theta.new_zeros(n, k, 0)
+            return constant, varying
+        columns = [constant[:, f, None].expand(n, k) for f in range(len(self.fixed))] + random
+        if self.wtp_space is not None:
+            p = self.variables.index(self.wtp_space)
+            columns = [column if c == p else -columns[p] * column for c, column in enumerate(columns)]
+        varying = torch.stack(columns, -1)
+        if self.scale_heterogeneity:
+            tau = params[:, self.index[TAU], None]
+            varying = varying * torch.exp(tau * base[..., -1] - tau**2 / 2)[..., None]
+        return theta.new_zeros(n, 0), varying
+
+    @property
+    def all_vary(self) -> bool:
+        """Whether fixed coefficients are multiplied by what varies."""
+        return self.wtp_space is not None or self.scale_heterogeneity
+
+    def _random_coefficients(self, params: Tensor, base: Tensor, covariates: Tensor) -> list[Tensor]:
+        found = []
+        position = {name: m for m, name in enumerate(self.random)}
+        for name, random in self.random.items():
+            first = params[:, self.index[f"{name}.{random.parameters[0]}"]]
+            for covariate in random.mean_covariates:
+                slope = params[:, self.index[f"{name}.loc:{covariate}"]]
+                first = first + slope * covariates[:, self.covariates.index(covariate)]
+            block = self.block_of(name)
+            if block is None:
+                second = params[:, self.index[f"{name}.{random.parameters[1]}"]]
+                if random.family in LOCATED:
+                    latent = torch.addcmul(first[:, None], second[:, None], base[..., position[name]])
+                    value = random.transform(latent)
+                else:
+                    value = _quantile(random, first[:, None], second[:, None], base[..., position[name]])
+            else:
+                latent = first[:, None]
+                for col in block[: block.index(name) + 1]:
+                    weight = params[:, self.index[f"chol.{name}.{col}"]]
+                    latent = torch.addcmul(latent, weight[:, None], base[..., position[col]])
+                value = random.transform(latent)
+            found.append(value if random.sign == 1 else -value)
+        return found
+
+    def moments(self, params: Tensor, covariates: Tensor) -> tuple[tuple[str, ...], Tensor]:
+        """Mean and standard deviation of every random coefficient, and correlations of the latents of blocks.
+
+        Parameters
+        ----------
+        params : Tensor, shape (P,)
+            Natural parameters.
+        covariates : Tensor, shape (D,)
+            Where means depend on covariates: the values at which they are taken.
+
+        Returns
+        -------
+        names : tuple of str
+            ``"time.mean"``, ``"time.sd"``, ``"cor.tod.cl"``.
+        values : Tensor
+        """
+        names: list[str] = []
+        values: list[Tensor] = []
+        for name, random in self.random.items():
+            first = params[self.index[f"{name}.{random.parameters[0]}"]]
+            for covariate in random.mean_covariates:
+                slope = params[self.index[f"{name}.loc:{covariate}"]]
+                first = first + slope * covariates[self.covariates.index(covariate)]
+            block = self.block_of(name)
+            if block is None:
+                second = params[self.index[f"{name}.{random.parameters[1]}"]]
+            else:
+                second = self._row(params, block, name).norm()
+            mean, sd = _mean_sd(random, first, second)
+            names += [f"{name}.mean", f"{name}.sd"]
+            values += [random.sign * mean, sd]
+        for block in self.blocks:
+            rows = {name: self._row(params, block, name) for name in block}
+            for i, row in enumerate(block):
+                for col in block[:i]:
+                    size = min(len(rows[row]), len(rows[col]))
+                    inner = (rows[row][:size] * rows[col][:size]).sum()
+                    names.append(f"cor.{row}.{col}")
+                    values.append(inner / (rows[row].norm() * rows[col].norm()))
+        return tuple(names), torch.stack(values) if values else params.new_zeros(0)
+
+    def _row(self, params: Tensor, block: tuple[str, ...], name: str) -> Tensor:
+        """Row of the Cholesky factor, each entry times the standard deviation of its standard variable."""
+        columns = block[: block.index(name) + 1]
+        entries = [
+            params[self.index[f"chol.{name}.{col}"]] * _DEVIATE_SD.get(self.random[col].family, 1.0) for col in columns
+        ]
+        return torch.stack(entries)
+
+
+def _blocks(specs: dict[str, Random], correlated: bool | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
+    if correlated is False:
+        return ()
+    blocks = [tuple(specs)] if correlated is True else [tuple(block) for block in correlated]
+    flat = [name for block in blocks for name in block]
+    unknown = [name for name in flat if name not in specs]
+    if unknown or len(set(flat)) < len(flat) or any(len(block) < 2 for block in blocks):
+        raise InvalidInputError(
+            explain(
+                "correlated",
+                got=[list(block) for block in blocks],
+                expected=f"blocks of two or more of the random coefficients {list(specs)}, each in one block",
+                hint="correlated=True for one block of all, or [['a', 'b'], ['c', 'd']]",
+            )
+        )
+    for name in flat:
+        if specs[name].family not in LOCATED:
+            raise InvalidInputError(
+                explain(
+                    "correlated",
+                    got=f"{name!r}, which is {specs[name].family}",
+                    expected=f"families {LOCATED}",
+                    hint="blocks that leave it out",
+                )
+            )
+    # in the order of the random coefficients
+    return tuple(tuple(name for name in specs if name in block) for block in blocks)
+
+
+def _quantile(random: Random, first: Tensor, second: Tensor, u: Tensor) -> Tensor:
+    if random.family == "gamma":
+        return draws.gamma_quantile(u, first) / second
+    low, high = random.limits
+    return TruncatedNormal(first, second, low, high, validate_args=False).icdf(u)
+
+
+def _mean_sd(random: Random, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the coefficient before its sign; ``second`` may have either sign."""
+    family = random.family
+    if family in ("normal", "uniform", "triangular"):
+        return first, second.abs() * _DEVIATE_SD.get(family, 1.0)
+    if family == "lognormal":
+        mean = torch.exp(first + second**2 / 2)
+        return mean, mean * torch.sqrt(torch.expm1(second**2))
+    if family == "gamma":
+        return first / second, first.sqrt() / second
+    z, log_weight = trapezoid_normal(512)  # smooth or with one kink: 512 nodes give 1e-5 of the sd or better
+    if family in LOCATED:
+        values = random.transform(first + second * z)
+    else:
+        values = _quantile(random, first, second, torch.special.ndtr(z))
+    weight = log_weight.exp()
+    mean = (weight * values).sum()
+    return mean, (weight * (values - mean) ** 2).sum().sqrt()
