@@ -21,6 +21,7 @@ _DISTRIBUTIONS = (
     "Quadrature",
     "MonteCarlo",
     "QuasiMonteCarlo",
+    "ImportanceSampling",
     "FixedDraws",
 )
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from mixlogit_align.distributions import (
         ClosedForm,
         FixedDraws,
+        ImportanceSampling,
         LearnableMixing,
         MixedLogit,
         MixedMultinomialLogit,

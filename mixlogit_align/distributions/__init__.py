@@ -11,6 +11,7 @@ from mixlogit_align.distributions.families import (
 from mixlogit_align.distributions.integration import (
     ClosedForm,
     FixedDraws,
+    ImportanceSampling,
     Integration,
     MonteCarlo,
     Quadrature,
@@ -24,6 +25,7 @@ __all__ = [
     "FiniteMixture",
     "FixedDraws",
     "GeneralizedGamma",
+    "ImportanceSampling",
     "Integration",
     "InverseGaussian",
     "LearnableMixing",

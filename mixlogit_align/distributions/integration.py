@@ -28,13 +28,14 @@ from mixlogit_align.distributions.mixing import (
     sampling_refusal,
 )
 from mixlogit_align.errors import IntegrationError, IntegrationWarning, InvalidInputError, explain
-from mixlogit_align.numerics import draws, quadrature, special
+from mixlogit_align.numerics import draws, importance, quadrature, special
 from mixlogit_align.numerics.special import lead
 
 _MARGIN = 4.0  # e-folds beyond which a tail is simple to float64 accuracy
 _CERTAIN = -0.05  # log P above which P is computed from its complement
 _LEAST = -1e-320  # stands for a log-likelihood that rounds to 0
 _REDRAWS = 8
+_NEARBY = 1e-3  # step of the differences in z behind a proposal
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,7 @@ class _Seeded(_Drawn):
 
     def at(self, *, step: int | None = None, rows: Tensor | None = None) -> _Seeded:
         changes: dict[str, Any] = {}
-        if step is not None:
+        if step is not None and self.base_draws().seed is not None:
             changes["step"] = step
         if rows is not None:
             changes["rows"] = torch.as_tensor(rows)
@@ -360,7 +361,7 @@ class _Seeded(_Drawn):
         raise NotImplementedError
 
     def reseeded(self, seed: int) -> _Seeded:
-        return dataclasses.replace(self, seed=self.base_draws().seed + seed)  # type: ignore[call-arg]
+        return dataclasses.replace(self, seed=(self.base_draws().seed or 0) + seed)  # type: ignore[call-arg]
 
     def _row_ids(self, rows: Tensor) -> Tensor:
         if self.rows is None:
@@ -390,7 +391,7 @@ class _Seeded(_Drawn):
         """Draws of a family without a base-draw transform: a forked generator, seeded by (seed, step)."""
         if not mixing.has_rsample:
             raise sampling_refusal(mixing, "no transform from base draws and no rsample")
-        if base.kind != "pseudo" or self.rows is not None:
+        if base.kind != "pseudo" or base.seed is None or self.rows is not None:
             raise sampling_refusal(mixing, f"rsample alone, asked for {base.kind} draws by row id")
         shape = torch.broadcast_shapes(rows.shape, mixing.batch_shape)
         with torch.random.fork_rng():
@@ -456,13 +457,14 @@ class QuasiMonteCarlo(_Seeded):
         See :class:`mixlogit_align.numerics.draws.BaseDraws`.
     num_draws : int
         K.
-    seed : int
-        Of the rotation (halton), the scrambling (sobol), the offset (mlhs).
+    seed : int or None
+        Of the rotation (halton), the scrambling (sobol), the offset (mlhs). None is the plain Halton sequence that
+        xlogit and mlogit use: one set of draws whatever the step; its ``reseeded`` is the rotated sequence.
     """
 
     kind: Literal["halton", "sobol", "mlhs"] = "sobol"
     num_draws: int = 128
-    seed: int = 0
+    seed: int | None = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("halton", "sobol", "mlhs"):
@@ -480,6 +482,93 @@ class QuasiMonteCarlo(_Seeded):
         return draws.BaseDraws(self.kind, self.num_draws, self.seed, self.step)
 
 
+@dataclass(frozen=True, repr=False)
+class ImportanceSampling(_Seeded):
+    """Average over K weighted draws near the mode of each row's posterior (``mixlogit_align.numerics.importance``).
+
+    The strength is written as a function of z ~ N(0, 1); draws come from N(mode, (scale * sd)^2) with mode and sd of
+    Laplace's approximation to the density of z given what was observed, at the parameters of the moment. Gradients are
+    taken at these nodes held fixed.
+
+    Parameters
+    ----------
+    num_draws : int
+        K; with ``kind="sobol"`` preferably a power of 2.
+    scale : float
+        Proposals are that much wider than Laplace's approximation.
+    kind : str
+        Of the base draws, see :class:`mixlogit_align.numerics.draws.BaseDraws`.
+    seed : int or None
+        As in :class:`QuasiMonteCarlo`.
+
+    Notes
+    -----
+    For panels, where a likelihood is narrower than the mixing distribution: the fewer draws, the longer the panel. On
+    single comparisons (T = 1) tails of the likelihood do not decay, weights are uneven, and ``Quadrature`` is right.
+
+    The search for the mode looks at values: not under ``torch.vmap`` or ``torch.compile``.
+    """
+
+    num_draws: int = 64
+    scale: float = 1.2
+    kind: draws.DrawKind = "sobol"
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < math.inf:
+            raise InvalidInputError(
+                explain("scale", got=repr(self.scale), expected="a positive number", hint="scale=1.2")
+            )
+        self.base_draws()
+
+    def base_draws(self) -> draws.BaseDraws:
+        return draws.BaseDraws(self.kind, self.num_draws, self.seed, self.step)
+
+    def log_expectation(self, conditional: Conditional, family: Family, rows: Tensor) -> Tensor:
+        if isinstance(family, PointFamily):
+            return ClosedForm().log_expectation(conditional, family, rows)
+        return super().log_expectation(conditional, family, rows)
+
+    def moments(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if isinstance(family, PointFamily):
+            return ClosedForm().moments(conditional, family, rows)
+        return super().moments(conditional, family, rows)
+
+    def nodes(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_weight = self.place(conditional, family, rows)
+        return self._strength(family, z), log_weight
+
+    @torch.no_grad()
+    def place(self, conditional: Conditional, family: Family, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes z (K, *batch) and log-weights (K, *batch) of E f(z), z standard normal, without gradients."""
+        if isinstance(family, SampledFamily):
+            raise sampling_refusal(family.mixing, "no transform from base draws")
+        shape = self._shape(conditional, family)
+        u = lead(self.base_draws().uniforms(self._row_ids(rows)), len(shape)).expand(-1, *shape)
+        eps = draws.standard_normal(u).reshape(len(u), -1).T[..., None]
+        sides = torch.tensor([-_NEARBY, 0.0, _NEARBY], dtype=torch.float64, device=rows.device)
+
+        def log_target(z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            # by differences: quantiles of gamma-type families have no derivative in z
+            points = lead(sides, len(shape)) + z.reshape(shape)
+            below, value, above = conditional.loglik(self._strength(family, points)).reshape(3, -1)
+            slope = (above - below) / (2.0 * _NEARBY)
+            curvature = (above - 2.0 * value + below) / _NEARBY**2
+            z = z.squeeze(-1)
+            return value - 0.5 * z * z, (slope - z)[:, None], (curvature - 1.0)[:, None, None]
+
+        proposals = importance.laplace_proposals(log_target, torch.zeros_like(eps[:, 0]))
+        z, log_weight = importance.importance_nodes(proposals, eps, self.scale)
+        return z.squeeze(-1).T.reshape(-1, *shape), log_weight.T.reshape(-1, *shape)
+
+    @staticmethod
+    def _strength(family: Family, z: Tensor) -> Tensor:
+        """Strength at standard normal z, whatever the family's own standard variable."""
+        if family.base == "normal":
+            return family.from_base(z)
+        return family.from_base(_STANDARD[family.base](draws.probability(z)))
+
+
 @dataclass(frozen=True, eq=False)
 class FixedDraws(_Drawn):
     """Average over draws given by the user, for example another package's.
@@ -488,9 +577,10 @@ class FixedDraws(_Drawn):
     ----------
     base : Tensor
         (K,), shared by all rows, or (*row_shape, K), e.g. (N, K). Draws of the family's standard variable z: N(0, 1)
-        for Normal and LogNormal, U(-1, 1) for Uniform, Tri(-1, 0, 1) for Triangular, U(0, 1) for any other.
+        for Normal and LogNormal, U(-1, 1) for Uniform, Tri(-1, 0, 1) for Triangular, U(0, 1) for any other. For the M
+        random coefficients of a model, (K, M) or (N, K, M), each in its own standard variable.
     weights : Tensor, optional
-        Same shape, positive, summing to one over K; by default 1 / K.
+        Shape of ``base`` (of several coefficients: without M), positive, summing to one over K; by default 1 / K.
     """
 
     base: Tensor
@@ -503,7 +593,7 @@ class FixedDraws(_Drawn):
                 explain(
                     "base",
                     got=f"shape {tuple(base.shape)}" + ("" if base.numel() == 0 else ", some values not finite"),
-                    expected="finite draws of shape (K,) or (N, K), K >= 1",
+                    expected="finite draws of shape (K,) or (N, K), of M coefficients (K, M) or (N, K, M), K >= 1",
                     hint="draws of the family's standard variable",
                 )
             )
@@ -511,14 +601,15 @@ class FixedDraws(_Drawn):
         if self.weights is None:
             return
         weights = torch.as_tensor(self.weights).to(base)
-        if weights.shape != base.shape or not bool(
+        if weights.shape not in (base.shape, base.shape[:-1]) or not bool(
             (weights > 0).all() and ((weights.sum(-1) - 1.0).abs() < 1e-6).all()
         ):
             raise InvalidInputError(
                 explain(
                     "weights",
                     got=f"shape {tuple(weights.shape)}, smallest {weights.min().item():.3g}",
-                    expected=f"positive weights of shape {tuple(base.shape)} that sum to one over the last axis",
+                    expected=f"positive weights of shape {tuple(base.shape)}, or {tuple(base.shape[:-1])} for several "
+                    "coefficients, that sum to one over the last axis",
                     hint="weights / weights.sum(-1, keepdim=True)",
                 )
             )
@@ -537,7 +628,16 @@ class FixedDraws(_Drawn):
                     "FixedDraws",
                     got=f"base draws of shape {tuple(self.base.shape)}",
                     expected=f"({self.base.shape[-1]},) or {(*rows.shape, self.base.shape[-1])}",
-                    hint="one row of draws a row of utility_diff",
+                    hint="one row of draws a row of utility_diff; (N, K, M) is for models of M coefficients",
+                )
+            )
+        if self.weights is not None and self.weights.shape != self.base.shape:
+            raise InvalidInputError(
+                explain(
+                    "weights of FixedDraws",
+                    got=f"shape {tuple(self.weights.shape)}",
+                    expected=f"{tuple(self.base.shape)}, the shape of the draws of a single strength",
+                    hint="weights.expand(base.shape)",
                 )
             )
         low, high = {"probability": (0.0, 1.0), "normal": (-math.inf, math.inf)}.get(family.base, (-1.0, 1.0))

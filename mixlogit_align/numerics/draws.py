@@ -63,6 +63,10 @@ def _to_unit(bits: Tensor) -> Tensor:
     return (_shift_right(bits, 12).to(torch.float64) + 0.5) * 2.0**-52
 
 
+def _inside(u: Tensor) -> Tensor:
+    return u.clamp(2.0**-54, 1.0 - 2.0**-53)
+
+
 def _reverse_bits(x: Tensor) -> Tensor:
     """Reverse all 64 bits: read as a fraction of 2^64, the base-2 radical inverse."""
     masks = ((1, 0x5555555555555555), (2, 0x3333333333333333), (4, 0x0F0F0F0F0F0F0F0F))
@@ -226,7 +230,7 @@ class BaseDraws:
         key = self._key(rows, dim)
         cell = _shuffled(key, k) if dim and self.kind in ("stratified", "mlhs") else index
         if self.kind == "mlhs":
-            return self._inside((cell + _to_unit(key)) / k)
+            return _inside((cell + _to_unit(key)) / k)
         fresh = _mix(key + (index + 1) * _GOLDEN)
         if self.kind == "sobol":
             # Owen's scrambling in base 2: leading digits shifted or flipped by row, the rest drawn anew for each point
@@ -236,22 +240,18 @@ class BaseDraws:
                 leading = _reverse_bits(_nested_scramble(points.reshape(index.shape), key))
             else:
                 leading = _reverse_bits(index) ^ key
-            return self._inside(_to_unit((leading & ~trailing) | (fresh & trailing)))
+            return _inside(_to_unit((leading & ~trailing) | (fresh & trailing)))
         if self.kind == "antithetic":
             half = _to_unit(fresh[: k // 2])
             return torch.cat((half, 1.0 - half))
-        return self._inside((cell + _to_unit(fresh)) / k) if self.kind == "stratified" else _to_unit(fresh)
+        return _inside((cell + _to_unit(fresh)) / k) if self.kind == "stratified" else _to_unit(fresh)
 
     def _halton(self, element: Tensor, dim: int) -> Tensor:
         if self.seed is None:
             return _radical_inverse(element + _DROPPED, _BASES[dim])
         shift = _to_unit(self._key(torch.zeros((), dtype=torch.int64, device=element.device), dim))
         point = _radical_inverse(element, _BASES[dim]) if dim else _to_unit(_reverse_bits(element))
-        return self._inside((point + shift) % 1.0)
-
-    @staticmethod
-    def _inside(u: Tensor) -> Tensor:
-        return u.clamp(2.0**-54, 1.0 - 2.0**-53)
+        return _inside((point + shift) % 1.0)
 
 
 def _shuffled(key: Tensor, k: int) -> Tensor:
@@ -281,6 +281,11 @@ def standard_normal(u: Tensor) -> Tensor:
     """N(0, 1) by inversion of uniforms."""
     z: Tensor = torch.special.ndtri(u)
     return z
+
+
+def probability(z: Tensor) -> Tensor:
+    """Uniforms from N(0, 1), kept inside (0, 1): the inverse of :func:`standard_normal`."""
+    return _inside(torch.special.ndtr(z))
 
 
 def symmetric_uniform(u: Tensor) -> Tensor:
@@ -340,7 +345,7 @@ class _GammaQuantile(torch.autograd.Function):
         return _GammaQuantile.apply(u, concentration, order), 0
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, None]:
         if ctx.order == 2:
             raise IntegrationError(
                 explain(
@@ -350,7 +355,21 @@ class _GammaQuantile(torch.autograd.Function):
                     hint="ClosedForm() or Quadrature(), which have all derivatives",
                 )
             )
-        return None, grad * _GammaQuantile.apply(*ctx.saved_tensors, ctx.order + 1), None
+        u, k = ctx.saved_tensors
+        by_u = None
+        if ctx.needs_input_grad[0]:
+            if ctx.order:
+                raise IntegrationError(
+                    explain(
+                        "gamma draws",
+                        got="a derivative in uniforms and parameters together",
+                        expected="derivatives in one of them",
+                        hint="detached uniforms",
+                    )
+                )
+            x = _GammaQuantile.apply(u, k, 0)
+            by_u = grad * torch.exp(x + torch.lgamma(k) - (k - 1) * torch.log(x))  # 1 / density
+        return by_u, grad * _GammaQuantile.apply(u, k, ctx.order + 1), None
 
 
 def gamma_quantile(u: Tensor, concentration: Tensor) -> Tensor:
