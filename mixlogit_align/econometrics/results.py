@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 from pyro.distributions import TorchDistribution
+from scipy.stats import norm
+
+from mixlogit_align.econometrics.comparison import (
+    LikelihoodRatioTest,
+    WaldTest,
+    likelihood_ratio_test,
+    ratio_test,
+    wald_test,
+)
+from mixlogit_align.econometrics.storage import not_a_result, read, write
+from mixlogit_align.econometrics.tables import Summary, Table, number, probability
+from mixlogit_align.errors import InvalidInputError, explain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # What stands in place of the standard error of a spread of 0.
 BOUNDARY_ERROR = "no standard error, but the spread at which the log-likelihood has fallen by 1/2"
@@ -155,36 +174,294 @@ class MixedLogitResult:
     optima: tuple[Optimum, ...]
 
     @property
-    def summary(self) -> str:
-        """Table of estimates and evidence; a dagger marks what is no standard error."""
-        spreads = (".scale", ".sd") if self.at_boundary else ()
-        rows = [
-            (name, value, errors[name], "†" if name.endswith(spreads) else "")
-            for values, errors in (
-                (self.params, self.std_errors),
-                (self.moments, self.moment_std_errors),
+    def n_params(self) -> int:
+        """Parameters that were estimated."""
+        return len(self.params) - len(self.held)
+
+    @property
+    def without_std_error(self) -> tuple[str, ...]:
+        """Parameters and moments whose ``std_errors`` entry is the noticed spread: scales and sds of 0."""
+        if not self.at_boundary:
+            return ()
+        spreads = {name: self.params[name] for name in self.scales}
+        spreads |= {name: value for name, value in self.moments.items() if name.endswith(".sd")}
+        return tuple(name for name, value in spreads.items() if value == 0.0 and name not in self.held)
+
+    @property
+    def zstats(self) -> dict[str, float]:
+        """Estimates in standard errors; NaN where there is no standard error."""
+        known = {
+            name: error > 0.0 and name not in self.held and name not in self.without_std_error
+            for name, error in self.std_errors.items()
+        }
+        return {name: value / self.std_errors[name] if known[name] else math.nan for name, value in self.params.items()}
+
+    @property
+    def pvalues(self) -> dict[str, float]:
+        """Two-sided, normal, of the hypothesis that a parameter is 0.
+
+        They do not hold for a scale, whose 0 lies on the boundary: there :meth:`likelihood_ratio_test`.
+        """
+        return {name: 2.0 * float(norm.sf(abs(z))) for name, z in self.zstats.items()}
+
+    def conf_int(self, level: float = 0.95) -> pd.DataFrame:
+        """Normal confidence intervals of the parameters.
+
+        Symmetric in the parameters as reported: the lower end of a small scale may fall below 0.
+
+        Parameters
+        ----------
+        level : float
+            Between 0 and 1.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``lower``, ``upper``; NaN where there is no standard error.
+
+        Raises
+        ------
+        InvalidInputError
+            If the level is not between 0 and 1.
+        """
+        import pandas as pd
+
+        if not 0.0 < level < 1.0:
+            raise InvalidInputError(explain("level", got=level, expected="between 0 and 1", hint="0.95"))
+        width = float(norm.isf((1.0 - level) / 2.0))
+        # a missing z marks a missing standard error
+        half = {name: width * self.std_errors[name] + 0.0 * z for name, z in self.zstats.items()}
+        ends = [(value - half[name], value + half[name]) for name, value in self.params.items()]
+        return pd.DataFrame(ends, index=list(self.params), columns=["lower", "upper"])
+
+    @property
+    def aic(self) -> float:
+        """``2 n_params - 2 loglik`` (Akaike)."""
+        return 2.0 * self.n_params - 2.0 * self.loglik
+
+    @property
+    def bic(self) -> float:
+        """``n_params log(nobs) - 2 loglik`` (Schwarz); counts choice situations, not individuals."""
+        return self.n_params * math.log(self.nobs) - 2.0 * self.loglik
+
+    @property
+    def rho_squared(self) -> float:
+        """``1 - loglik / null_loglik`` (McFadden)."""
+        return 1.0 - self.loglik / self.null_loglik
+
+    @property
+    def adjusted_rho_squared(self) -> float:
+        """``1 - (loglik - n_params) / null_loglik``."""
+        return 1.0 - (self.loglik - self.n_params) / self.null_loglik
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a parameter.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``estimate``, ``std_error``, ``z``, ``pvalue``, ``lower``, ``upper`` (95%), ``simulation_sd``; NaN
+            where there is none.
+        """
+        import pandas as pd
+
+        columns = {
+            "estimate": self.params,
+            "std_error": self.std_errors,
+            "z": self.zstats,
+            "pvalue": self.pvalues,
+            **self.conf_int(),
+            "simulation_sd": {name: self.simulation_sd.get(name, math.nan) for name in self.params},
+        }
+        return pd.DataFrame(columns, index=list(self.params))
+
+    def likelihood_ratio_test(self, restricted: MixedLogitResult | None = None) -> LikelihoodRatioTest:
+        """Test a smaller model inside this one, of the same data.
+
+        A smaller model without the spread of a coefficient sets a scale to 0, the boundary of what it may be. The
+        null distribution is then a mixture of chi-squares: with one scale and q other restrictions
+        ``chi2(q)/2 + chi2(q+1)/2`` (Self and Liang 1987; Stram and Lee 1994); with several scales of uncorrelated
+        coefficients binomial weights, which are right where the information about the scales is diagonal and
+        approximate elsewhere. Where a whole spread of a correlated block is tested, the chi-square with all degrees
+        of freedom is taken: conservative, its p-value is no smaller than the right one.
+
+        Parameters are matched by name; a fixed ``"time"`` is the random ``"time.loc"`` without spread, an
+        uncorrelated ``"time.scale"`` is ``"chol.time.time"``. Names cannot tell families: the same random coefficient
+        must have the same one in both models. A positive family never reaches a coefficient of 0, so leaving such a
+        coefficient out altogether gives no model inside.
+
+        Parameters
+        ----------
+        restricted : MixedLogitResult, optional
+            None: the model with one strength for all, ``fixed``.
+
+        Returns
+        -------
+        LikelihoodRatioTest
+
+        Warns
+        -----
+        ConvergenceWarning
+            If either model did not converge.
+
+        Raises
+        ------
+        InvalidInputError
+            If the models are not nested, or not of the same data, or there is no ``fixed``.
+        ConvergenceError
+            If the larger model is less likely, by more than rounding and both integration errors.
+        """
+        if restricted is not None:
+            return likelihood_ratio_test(self, restricted)
+        if self.fixed is None:
+            raise InvalidInputError(
+                explain(
+                    "restricted",
+                    got="None, where several coefficients are in the model",
+                    expected="the result of a smaller model",
+                    hint="fitting one",
+                )
             )
-            for name, value in values.items()
-        ]
-        width = max(len("fixed strength"), *(len(name) for name, *_ in rows)) + 2
-        lines = [
-            f"Mixed logit, {self.specification}: {self.n_individuals:g} individuals, {self.nobs:g} situations",
-            f"{'':{width}}{'estimate':>12}{'std. error':>12}  ({self.cov_type})",
-            *(f"{name:{width}}{value:12.6g}{error:12.4g}{mark}" for name, value, error, mark in rows),
-            *(
-                [f"{'fixed strength':{width}}{self.fixed.estimate:12.6g}{self.fixed.std_error:12.4g}"]
-                if self.fixed
-                else []
+        spread = next(name for name in self.moments if name.endswith(".sd"))
+        return ratio_test(self.loglik, self.fixed.loglik, abs(self.integration.error), (), (spread,))
+
+    def wald_test(
+        self,
+        restrictions: str | Sequence[str] | torch.Tensor,
+        values: float | Sequence[float] | torch.Tensor = 0.0,
+    ) -> WaldTest:
+        """Test linear restrictions on the parameters with their covariance, jointly.
+
+        Not for a scale against 0: that hypothesis lies on the boundary, where the statistic is no chi-square; there
+        :meth:`likelihood_ratio_test`.
+
+        Parameters
+        ----------
+        restrictions : str, sequence of str, or torch.Tensor of shape (Q, P) or (P,)
+            ``"time.loc = price"``, ``["2*time.loc - cost.loc = 1", "price = 0"]``, or the matrix R of
+            ``R params = values`` in the order of ``params``.
+        values : float, sequence of float, or torch.Tensor of shape (Q,)
+            Right-hand sides of a matrix, or of texts without ``=``.
+
+        Returns
+        -------
+        WaldTest
+
+        Raises
+        ------
+        InvalidInputError
+            If a restriction cannot be read, follows from the others, or is about parameters without a variance.
+        """
+        return wald_test(self, restrictions, values)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write everything to one file, without pickle; :meth:`load` reads it back.
+
+        Tensors are stored in the safetensors format, all else as JSON in its header.
+
+        Parameters
+        ----------
+        path : path
+            Overwritten.
+
+        Raises
+        ------
+        InvalidInputError
+            If the mixing distribution is of a family that cannot be rebuilt.
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "mixing"}
+        values["fixed"] = self.fixed and asdict(self.fixed)
+        values["integration"] = asdict(self.integration)
+        values["optima"] = [asdict(optimum) for optimum in self.optima]
+        write(path, values, self.mixing)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> MixedLogitResult:
+        """Read a result that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        MixedLogitResult
+
+        Raises
+        ------
+        InvalidInputError
+            If there is no such file, or it is damaged, foreign or of another version.
+        """
+        values, mixing = read(path)
+        try:
+            values["fixed"] = values["fixed"] and FixedStrength(**values["fixed"])
+            values["integration"] = IntegrationReport(**values["integration"])
+            values["optima"] = tuple(Optimum(**optimum) for optimum in values["optima"])
+            values |= {name: tuple(values[name]) for name in ("not_in_model", "scales")}
+            return cls(mixing=mixing, **values)
+        except (KeyError, TypeError) as error:
+            raise not_a_result(path, f"other fields ({error})") from error
+
+    @property
+    def summary(self) -> Summary:
+        """Table of estimates and evidence, printed as text; ``as_html()``, ``as_latex()``.
+
+        A dagger marks what is no standard error.
+        """
+        simulated = bool(self.simulation_sd)
+        columns = ("", "estimate", "std. error", "z", "p") + (("simulation sd",) if simulated else ())
+        zstats, pvalues = self.zstats, self.pvalues
+
+        def row(name: str, value: float, error: float) -> tuple[str, ...]:
+            mark = "†" if name in self.without_std_error else " " if self.without_std_error else ""
+            cells = (
+                name,
+                number(value),
+                "held" if name in self.held else f"{number(error, 4)}{mark}",
+                f"{zstats[name]:.2f}" if not math.isnan(zstats.get(name, math.nan)) else "",
+                probability(pvalues.get(name, math.nan)),
+            )
+            return (*cells, number(self.simulation_sd.get(name, math.nan), 2)) if simulated else cells
+
+        moments = [row(name, value, self.moment_std_errors[name]) for name, value in self.moments.items()]
+        if self.fixed:
+            moments.append(row("fixed strength", self.fixed.estimate, self.fixed.std_error))
+        table = Table(
+            title=f"Mixed logit, {self.specification}: {self.n_individuals:g} individuals, {self.nobs:g} situations",
+            columns=columns,
+            blocks=(
+                tuple(row(name, value, self.std_errors[name]) for name, value in self.params.items()),
+                tuple(moments),
             ),
-            *([f"† {BOUNDARY_ERROR}"] if self.at_boundary else []),
+            foot=tuple(self._foot()),
+        )
+        return Summary(table)
+
+    def _foot(self) -> list[str]:
+        smallest = min(self.hessian_eigenvalues.tolist(), default=math.nan)
+        fixed = f"; with a fixed strength {self.fixed.loglik:.6f}" if self.fixed else ""
+        ess = self.integration.ess
+        lines = [
+            *([f"† {BOUNDARY_ERROR}"] if self.without_std_error else []),
             *([f"not in the model: {', '.join(self.not_in_model)}"] if self.not_in_model else []),
-            f"log-likelihood {self.loglik:.6f}"
-            + (f"; with a fixed strength {self.fixed.loglik:.6f}" if self.fixed else ""),
+            f"log-likelihood {self.loglik:.6f}; with equal shares {self.null_loglik:.6f}{fixed}",
+            f"rho-squared {self.rho_squared:.4f}, adjusted {self.adjusted_rho_squared:.4f}; "
+            f"AIC {self.aic:.3f}, BIC {self.bic:.3f}; {self.n_params} parameters estimated",
+            f"covariance: {self.cov_type}",
             f"{'converged' if self.converged else 'NOT converged'}: {self.message}",
+            f"gradient norm {self.gradient_norm:.1e}, smallest eigenvalue of minus the Hessian {smallest:.3g}; "
+            f"{self.iterations} iterations, {self.evaluations} evaluations",
             f"integration: {self.integration.rule}, error of the log-likelihood {self.integration.error:.1e} "
             f"(against {self.integration.reference})",
         ]
-        return "\n".join(lines)
+        if ess is not None:
+            lines.append(f"smallest effective sample size {ess:.1f}")
+        if "loglik" in self.simulation_sd:
+            lines.append(f"simulation sd of the log-likelihood {self.simulation_sd['loglik']:.2g}")
+        if self.optima:
+            ends = (f"{end.loglik:.4f}" + ("" if end.converged else " (not converged)") for end in self.optima)
+            lines.append(f"log-likelihoods from {len(self.optima)} starts: {', '.join(ends)}")
+        return lines
 
     def __repr__(self) -> str:
         return self.summary

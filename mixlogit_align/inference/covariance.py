@@ -1,6 +1,6 @@
 """Covariance matrices of maximum-likelihood estimates, and the delta method."""
 
-# N individuals, P parameters, Q functions of them.
+# N individuals, G clusters of them, P parameters, Q functions of them.
 
 from __future__ import annotations
 
@@ -100,7 +100,60 @@ def robust_covariance(hessian: torch.Tensor, scores: torch.Tensor, weights: torc
     return bread @ _outer(scores, weights) @ bread
 
 
+def clustered_covariance(
+    hessian: torch.Tensor, scores: torch.Tensor, clusters: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sandwich whose scores may be correlated within clusters of individuals.
+
+    ``G/(G-1) * (-H)^-1 (sum_g s_g s_g') (-H)^-1`` with ``s_g = sum_{n in g} w_n s_n`` (Liang and Zeger 1986). The
+    factor G/(G-1) is the only small-sample correction; trust it with some 40 clusters or more.
+
+    Parameters
+    ----------
+    hessian : torch.Tensor, shape (P, P)
+    scores : torch.Tensor, shape (N, P)
+        One score an individual: of the whole panel.
+    clusters : torch.Tensor, shape (N,)
+        A label an individual; equal labels, one cluster.
+    weights : torch.Tensor, shape (N,), optional
+        Frequencies: row n stands for w_n individuals of the same cluster.
+
+    Returns
+    -------
+    torch.Tensor, shape (P, P)
+
+    Raises
+    ------
+    ConvergenceError
+        If -H is not positive definite.
+    InvalidInputError
+        If the shapes disagree, or there is only one cluster.
+    """
+    weighted = _weighted(scores, weights)
+    if clusters.shape != scores.shape[:1]:
+        raise InvalidInputError(
+            explain(
+                "clusters",
+                got=f"shape {tuple(clusters.shape)} for {len(scores)} scores",
+                expected="(N,)",
+                hint="one label an individual",
+            )
+        )
+    labels, index = clusters.unique(return_inverse=True)
+    if len(labels) < 2:
+        raise InvalidInputError(
+            explain("clusters", got="one cluster", expected="two or more", hint="the robust covariance")
+        )
+    sums = scores.new_zeros(len(labels), scores.shape[1]).index_add_(0, index, weighted)
+    bread = hessian_covariance(hessian)
+    return len(labels) / (len(labels) - 1) * bread @ (sums.T @ sums) @ bread
+
+
 def _outer(scores: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    return _weighted(scores, weights).T @ scores
+
+
+def _weighted(scores: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
     if scores.ndim != 2 or (weights is not None and weights.shape != scores.shape[:1]):
         shape = None if weights is None else tuple(weights.shape)
         raise InvalidInputError(
@@ -111,8 +164,7 @@ def _outer(scores: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
                 hint="one row of scores and one weight an individual",
             )
         )
-    weighted = scores if weights is None else scores * weights[:, None]
-    return weighted.T @ scores
+    return scores if weights is None else scores * weights[:, None]
 
 
 def standard_errors(covariance: torch.Tensor) -> torch.Tensor:
