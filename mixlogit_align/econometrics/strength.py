@@ -7,19 +7,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, NamedTuple, get_args
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from mixlogit_align.distributions import Integration, Quadrature
+from mixlogit_align.distributions import ClosedForm, Integration, Quadrature
 from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
+from mixlogit_align.econometrics.compression import STEP, Compression
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.families import FAMILIES, Random
-from mixlogit_align.econometrics.strength_likelihood import Chunk, chunks
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult
+from mixlogit_align.econometrics.strength_likelihood import Chunk, chunks, compressed, compressed_chunk
 from mixlogit_align.errors import (
     ConvergenceError,
     ConvergenceWarning,
@@ -175,7 +176,7 @@ class StrengthModel:
             )
         point = self._fit_fixed()
         centre = self._family.centre(point.params[0])
-        slope = spread_slope(self._chunks, self._family, centre)
+        slope = spread_slope(self._used(None), self._family, centre)
         best = self._search(point, slope, self._starts(centre, start), integration)
         at_boundary = best.loglik <= point.loglik + _NO_GAIN
         if at_boundary:
@@ -227,6 +228,18 @@ class StrengthModel:
             optima=(),
         )
 
+    @cached_property
+    def _compressed(self) -> Compression | None:
+        return compressed(self.data, self.variable, self.random.sign)
+
+    def _compression(self, integration: Integration | None) -> Compression | None:
+        """A cross-section of many pairs in short, unless its rows have draws, which then define the likelihood."""
+        return self._compressed if isinstance(integration, ClosedForm | Quadrature | None) else None
+
+    def _used(self, integration: Integration | None) -> list[Chunk]:
+        compression = self._compression(integration)
+        return self._chunks if compression is None else [compressed_chunk(compression)]
+
     def _names(self, suffixes: tuple[str, str]) -> list[str]:
         return [f"{self.variable}.{suffix}" for suffix in suffixes]
 
@@ -239,7 +252,13 @@ class StrengthModel:
             loglik = chunk.loglik(mixing(params), integration)
             return chunk.weights * loglik if weighted else loglik
 
-        return [partial(part, chunk) for chunk in self._chunks]
+        return [partial(part, chunk) for chunk in self._used(integration)]
+
+    def _scores(self, mixing: Mixing, integration: Integration | None, params: torch.Tensor) -> torch.Tensor:
+        """One score an individual, (N, P)."""
+        scores = individual_scores(self._parts(mixing, integration, weighted=False), params)
+        compression = self._compression(integration)
+        return scores if compression is None else compression.expand(scores)
 
     def _fit_fixed(self) -> MaximumLikelihood:
         """The logit: one strength for all."""
@@ -327,8 +346,8 @@ class StrengthModel:
             mixing = family.mixing(theta)
             return torch.stack([self.random.sign * mixing.mean, mixing.stddev])
 
-        parts = self._parts(family.mixing, integration, weighted=False)
-        covariance = self._covariance(best, parts, cov_type)
+        scores = self._scores(family.mixing, integration, best.params)
+        covariance = self._covariance(best, scores, cov_type)
         to_theta = torch.linalg.inv(torch.autograd.functional.jacobian(family.natural, best.params))
         natural, natural_covariance = delta_method(family.natural, best.params, covariance)
         moment, moment_covariance = delta_method(moments, best.params, covariance)
@@ -338,7 +357,7 @@ class StrengthModel:
             covariance=natural_covariance,
             # the gradient is 0 at the maximum, so the curvature of the transformation adds nothing
             hessian=to_theta.T @ best.hessian @ to_theta,
-            scores=individual_scores(parts, best.params) @ to_theta,
+            scores=scores @ to_theta,
             moments=moment,
             moment_covariance=moment_covariance,
             converged=best.converged and known,
@@ -368,8 +387,8 @@ class StrengthModel:
             theta = torch.stack([centre, centre.new_tensor(log_spread)])
             return sum(float(part(theta).sum()) for part in parts)
 
-        fixed_parts = self._parts(_fixed, None, weighted=False)
-        variance = self._covariance(point, fixed_parts, cov_type)[0, 0]
+        score = self._scores(_fixed, None, point.params)
+        variance = self._covariance(point, score, cov_type)[0, 0]
         converged = slope < 0.0 and bool(torch.isfinite(variance))
         start = float(self._log_spreads(centre)[0])
         spread = noticed_spread(loglik, point.loglik, start) if converged else math.nan
@@ -378,7 +397,7 @@ class StrengthModel:
         spread_variance = centre.new_tensor(spread) ** 2
         natural = family.natural(torch.stack([centre, centre.new_tensor(-math.inf)]))
         curvature = torch.stack([-point.hessian[0, 0] * to_centre**2, centre.new_tensor(-2.0 * slope)])
-        score = individual_scores(fixed_parts, point.params) * to_centre
+        score = score * to_centre
         if bool(torch.isfinite(natural).all()):
             covariance = torch.stack([variance / to_centre**2, spread_variance]).diag()
             hessian, scores = -curvature.diag(), torch.cat([score, torch.zeros_like(score)], 1)
@@ -402,13 +421,12 @@ class StrengthModel:
     def _covariance(
         self,
         best: MaximumLikelihood,
-        parts: list[Callable[[torch.Tensor], torch.Tensor]],
+        scores: torch.Tensor,
         cov_type: CovType,
     ) -> torch.Tensor:
         try:
             if cov_type == "hessian":
                 return hessian_covariance(best.hessian)
-            scores = individual_scores(parts, best.params)
             if cov_type == "bhhh":
                 return bhhh_covariance(scores, self.data.weights)
             return robust_covariance(best.hessian, scores, self.data.weights)
@@ -417,11 +435,24 @@ class StrengthModel:
 
     @torch.no_grad()
     def _integration_report(self, mixing: TorchDistribution, rule: Integration | None) -> IntegrationReport:
-        """The rule by name, and its log-likelihood against quadrature with at least twice the usual nodes."""
+        """The rule by name, and its log-likelihood against quadrature with at least twice the usual nodes.
+
+        Where comparisons were compressed the reference has a grid of half the step, or all comparisons if that would
+        not shorten them: the difference is the error of both.
+        """
         nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
         reference = Quadrature(2 * max(nodes or 0, _USUAL_NODES))
         if rule is None:
             rule = self._chunks[0].rule_used(mixing)
-        difference = self.loglik(mixing, reference) - self.loglik(mixing, rule)
-        error = float((self.data.weights * difference).sum())
-        return IntegrationReport(rule=repr(rule), error=error, reference=repr(reference))
+
+        def total(chunks: list[Chunk], rule: Integration) -> float:
+            return math.fsum(float((chunk.weights * chunk.loglik(mixing, rule)).sum()) for chunk in chunks)
+
+        finer = None if self._compressed is None else compressed(self.data, self.variable, self.random.sign, STEP / 2)
+        against = self._chunks if finer is None else [compressed_chunk(finer)]
+        error = total(against, reference) - total(self._used(rule), rule)
+        return IntegrationReport(
+            rule=repr(rule),
+            error=error,
+            reference=repr(reference) if finer is None else f"{reference!r} on a grid twice as fine",
+        )

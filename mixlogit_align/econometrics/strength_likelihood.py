@@ -1,6 +1,6 @@
 """The likelihood of choice data, handed to the distributions in chunks of individuals."""
 
-# N individuals, T situations of an individual, J alternatives, K draws.
+# N individuals, T situations of an individual, J alternatives, K draws, G points that stand for comparisons.
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mixlogit_align.distributions import (
     PanelMixedLogit,
 )
 from mixlogit_align.distributions.mixed_logit import StrengthMixture
+from mixlogit_align.econometrics.compression import STEP, Compression, compress
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.errors import InvalidInputError, explain
 
@@ -122,3 +123,45 @@ def chunks(data: ChoiceData, variable: str, sign: int) -> list[Chunk]:
     starts = range(0, data.num_individuals, size)
     parts = [slice(start, min(start + size, data.num_individuals)) for start in starts]
     return [Chunk(rows, distribution(rows), choices[rows], data.weights[rows]) for rows in parts]
+
+
+def compressed(data: ChoiceData, variable: str, sign: int, step: float = STEP) -> Compression | None:
+    """A cross-section of pairs as fewer comparisons.
+
+    Parameters
+    ----------
+    data, variable, sign
+        As in :func:`chunks`.
+    step : float
+        Of the grid, see :func:`mixlogit_align.econometrics.compression.compress`.
+
+    Returns
+    -------
+    Compression or None
+        None where the data are no such cross-section, or too few.
+    """
+    if data.is_panel or not data.is_binary:
+        return None
+    difference, second = data.pairs(variable)
+    return compress(sign * torch.where(second > 0.5, difference, -difference), data.weights, step)
+
+
+def compressed_chunk(compression: Compression) -> Chunk:
+    """Points of a compression as individuals, each of whom chose the first alternative.
+
+    Parameters
+    ----------
+    compression : Compression
+
+    Returns
+    -------
+    Chunk
+        Of G individuals.
+    """
+    differences = compression.differences
+    return Chunk(
+        slice(0, len(differences)),
+        partial(MixedLogit, differences, validate_args=False),
+        torch.ones_like(differences),
+        compression.weights,
+    )
