@@ -151,7 +151,7 @@ def change(**cells: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
         pytest.param(lambda f: f, {"variables": ["speed"]}, r"'speed'.*expected one of", id="unknown column"),
         pytest.param(lambda f: f, {"individual": "name"}, r"individual.*'name'", id="unknown individual"),
         pytest.param(lambda f: f, {"variables": ["colour"]}, "'colour'.*numbers", id="words"),
-        pytest.param(lambda f: f, {"choice": "alt"}, "'alt'.*numbers", id="choice is a label"),
+        pytest.param(lambda f: f, {"choice": "alt"}, "'alt'.*'bus' in row 'b'.*every row of", id="labels differ"),
         pytest.param(lambda f: f, {"availability": "no"}, "'choice'.*row 'a'.*to be available", id="not available"),
         pytest.param(lambda f: f, {"weights": "uneven"}, "'uneven'.*within an individual", id="uneven weights"),
         pytest.param(lambda f: f, {"weights": "no"}, "'no'.*positive frequency", id="weight of 0"),
