@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from mixlogit_align.econometrics.restrictions import read_restrictions
-from mixlogit_align.econometrics.tables import Summary, Table, number
+from mixlogit_align.econometrics.tables import BOUNDARY_ERROR, Summary, Table, number
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain
 from mixlogit_align.inference import likelihood_ratio_pvalue, mixture_weights, wald
 
@@ -259,19 +259,24 @@ class Comparison(Summary):
     names: tuple[str, ...]
 
     def __new__(cls, results: Sequence[MixedLogitResult], names: Sequence[str]) -> Self:
-        """The table of all parameters of all models."""
-        params = _all_params(results)
-        first = results[0]
-        same = all((r.nobs, r.n_individuals) == (first.nobs, first.n_individuals) for r in results)
-        estimates = tuple((name, *(_cell(result, name) for result in results)) for name in params)
-        statistics = tuple(
-            (label, *(_statistic_cell(value) for value in values)) for label, values in _statistics(results).items()
+        """The table of all parameters and moments of all models."""
+        data = {(result.nobs, result.n_individuals) for result in results}
+        marked = any(result.without_std_error for result in results)
+        blocks = [
+            tuple((name, *(_cell(result, name) for result in results)) for name in rows)
+            for rows in (_names([r.params for r in results]), _names([r.moments for r in results]))
+        ]
+        statistics = (
+            *((label, *map(_statistic_cell, values)) for label, values in _statistics(results).items()),
+            ("covariance", *(result.cov_type for result in results)),
+            ("model", *(result.specification for result in results)),
         )
-        words = (("covariance", *(r.cov_type for r in results)), ("model", *(r.specification for r in results)))
-        foot = ("standard errors in parentheses",) + (
-            () if same else ("not the same data: log-likelihoods and criteria do not compare",)
+        foot = (
+            "standard errors in parentheses",
+            *([f"† {BOUNDARY_ERROR}"] if marked else []),
+            *(["not the same data: log-likelihoods and criteria do not compare"] if len(data) > 1 else []),
         )
-        table = Table("Mixed logit models", ("", *names), (estimates, statistics + words), foot)
+        table = Table("Mixed logit models", ("", *names), (*blocks, statistics), foot)
         self = super().__new__(cls, table)
         self.results, self.names = tuple(results), tuple(names)
         return self
@@ -280,17 +285,18 @@ class Comparison(Summary):
         return type(self), (self.results, self.names)
 
     def to_frame(self) -> pd.DataFrame:
-        """Numbers: parameters, then statistics, by (model, "estimate" or "std_error"); NaN where there is none."""
+        """Numbers: parameters, moments, statistics, by (model, "estimate" or "std_error"); NaN where there is none."""
         import pandas as pd
 
-        params, statistics = _all_params(self.results), _statistics(self.results)
+        statistics = _statistics(self.results)
+        rows = [*_names([r.params for r in self.results]), *_names([r.moments for r in self.results]), *statistics]
         columns = {}
         for i, (name, result) in enumerate(zip(self.names, self.results, strict=True)):
-            below = [float(values[i]) for values in statistics.values()]
-            columns[name, "estimate"] = [result.params.get(p, math.nan) for p in params] + below
-            errors = [math.nan if p in result.held else result.std_errors.get(p, math.nan) for p in params]
-            columns[name, "std_error"] = errors + [math.nan] * len(below)
-        return pd.DataFrame(columns, index=[*params, *statistics])
+            below = {label: float(values[i]) for label, values in statistics.items()}
+            errors = result.std_errors | dict.fromkeys(result.held, math.nan) | result.moment_std_errors
+            columns[name, "estimate"] = result.params | result.moments | below
+            columns[name, "std_error"] = errors
+        return pd.DataFrame({key: pd.Series(values, dtype=float) for key, values in columns.items()}, index=rows)
 
 
 def compare(results: Sequence[MixedLogitResult], names: Sequence[str] | None = None) -> Comparison:
@@ -326,18 +332,16 @@ def compare(results: Sequence[MixedLogitResult], names: Sequence[str] | None = N
     return Comparison(results, headings)
 
 
-def _all_params(results: Sequence[MixedLogitResult]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for name in result.params))
+def _names(estimates: Sequence[dict[str, float]]) -> list[str]:
+    return list(dict.fromkeys(name for one in estimates for name in one))
 
 
 def _cell(result: MixedLogitResult, name: str) -> str:
-    if name not in result.params:
+    estimates, errors = result.params | result.moments, result.std_errors | result.moment_std_errors
+    if name not in estimates:
         return ""
-    estimate = number(result.params[name])
-    if name in result.held:
-        return f"{estimate} (held)"
     mark = "†" if name in result.without_std_error else ""
-    return f"{estimate} ({result.std_errors[name]:.4g}{mark})"
+    return f"{estimates[name]:.6g} ({'held' if name in result.held else f'{errors[name]:.4g}{mark}'})"
 
 
 def _statistics(results: Sequence[MixedLogitResult]) -> dict[str, list[float | bool]]:

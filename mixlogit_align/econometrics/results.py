@@ -20,14 +20,11 @@ from mixlogit_align.econometrics.comparison import (
     wald_test,
 )
 from mixlogit_align.econometrics.storage import not_a_result, read, write
-from mixlogit_align.econometrics.tables import Summary, Table, number, probability
+from mixlogit_align.econometrics.tables import BOUNDARY_ERROR, Summary, Table, number, probability
 from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# What stands in place of the standard error of a spread of 0.
-BOUNDARY_ERROR = "no standard error, but the spread at which the log-likelihood has fallen by 1/2"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+# What a dagger means, which stands where the spread is 0.
+BOUNDARY_ERROR = "no standard error, but the spread at which the log-likelihood has fallen by 1/2"
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -16,6 +18,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # at the head of a row it would be the optional argument of the row before
     "†": r"$\dagger$",
 }
 
