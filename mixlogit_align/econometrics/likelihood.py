@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,6 +147,8 @@ class PanelData:
             offered = offered.gather(1, order)
         self.others = others
         self.num_individuals = data.num_individuals
+        self.is_panel = bool(torch.bincount(data.individual).max() > 1)
+        self.num_utilities = int(offered.sum())
         self.weights = data.weights.to(device)
         self.covariates = torch.stack(
             [data.covariate(name) for name in specification.covariates]
@@ -192,6 +195,62 @@ class _Chunk:
     nodes: Nodes
     others: int
 
+    def loglik(self, specification: Specification, theta: Tensor) -> Tensor:
+        """Log-likelihood (n, K) given the nodes; theta (n, P)."""
+        constant, varying = specification.coefficients(theta, self.nodes.base, self.covariates)
+        offset = (self.fixed @ constant[..., None]).squeeze(-1)
+        if self.missing is not None:
+            offset = offset + self.missing
+        value: Tensor = _PanelLoglik.apply(varying, offset, self.varying, self.others)
+        return value
+
+
+@torch.enable_grad()
+def node_derivatives(
+    data: PanelData, specification: Specification, theta: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log N(z; 0, I) + log-likelihood at one node of each individual, with derivatives in the node.
+
+    Parameters
+    ----------
+    data : PanelData
+    specification : Specification
+    theta : Tensor, shape (P,)
+    z : Tensor, shape (N, M)
+        Standard normals behind the base variates.
+
+    Returns
+    -------
+    value : Tensor, shape (N,)
+    gradient : Tensor, shape (N, M)
+    hessian : Tensor, shape (N, M, M)
+    """
+    n, m = z.shape
+    theta = theta.to(data.weights)
+    z = z.to(data.weights)
+    value = -0.5 * (z * z).sum(-1)
+    gradient = -z
+    hessian = -torch.eye(m).to(z).repeat(n, 1, 1)
+    for group in data.groups:
+        leaf = z[group.rows].requires_grad_(True)
+        nodes = Nodes(specification.base_of_normal(leaf)[:, None], z.new_zeros(1, 1))
+        chunk = _Chunk(
+            rows=group.rows,
+            fixed=group.fixed,
+            varying=group.varying,
+            missing=group.missing,
+            covariates=data.covariates[group.rows],
+            nodes=nodes,
+            others=data.others,
+        )
+        loglik = chunk.loglik(specification, theta.expand(len(group.rows), -1))[:, 0]
+        (first,) = torch.autograd.grad(loglik.sum(), leaf, create_graph=True)
+        second = [torch.autograd.grad(first[:, i].sum(), leaf, retain_graph=True)[0] for i in range(m)]
+        value[group.rows] += loglik.detach()
+        gradient[group.rows] += first.detach()
+        hessian[group.rows] += torch.stack(second, 1)
+    return value, gradient, hessian
+
 
 class SimulatedLoglik:
     """Log-likelihood ``sum_n w_n log sum_k omega_nk prod_t P(choice_nt | base_nk)`` and its derivatives.
@@ -230,17 +289,24 @@ class SimulatedLoglik:
                     others=self.data.others,
                 )
 
-    def conditional(self, theta: Tensor, chunk: _Chunk) -> Tensor:
-        """Log-likelihood (n, K) given the nodes; theta (n, P)."""
-        constant, varying = self.specification.coefficients(theta, chunk.nodes.base, chunk.covariates)
-        offset = (chunk.fixed @ constant[..., None]).squeeze(-1)
-        if chunk.missing is not None:
-            offset = offset + chunk.missing
-        value: Tensor = _PanelLoglik.apply(varying, offset, chunk.varying, chunk.others)
-        return value
+    def weighted(self, weights: Tensor) -> SimulatedLoglik:
+        """The same with other frequencies of individuals, (N,)."""
+        other = copy(self)
+        other.weights = weights.to(self.weights)
+        return other
+
+    def joint(self, theta: Tensor) -> Tensor:
+        """log of weight times likelihood at every node, (N, K)."""
+        theta = theta.to(self.weights)
+        result = self.weights.new_empty(self.data.num_individuals, self.nodes.num)
+        with torch.no_grad():
+            for chunk in self._chunks:
+                one = theta.expand(len(chunk.rows), -1)
+                result[chunk.rows] = chunk.loglik(self.specification, one) + chunk.nodes.log_weight
+        return result
 
     def _individual(self, theta: Tensor, chunk: _Chunk) -> Tensor:
-        return torch.logsumexp(self.conditional(theta, chunk) + chunk.nodes.log_weight, 1)
+        return torch.logsumexp(chunk.loglik(self.specification, theta) + chunk.nodes.log_weight, 1)
 
     def _map(self, work: Callable[[_Chunk], Any]) -> Iterator[Any]:
         threads = torch.get_num_threads()
@@ -250,6 +316,7 @@ class SimulatedLoglik:
 
     def values(self, theta: Tensor) -> Tensor:
         """Log-likelihood of each individual, (N,), frequencies not counted."""
+        theta = theta.to(self.weights)
         result = torch.empty_like(self.weights)
 
         @torch.no_grad()
@@ -262,6 +329,7 @@ class SimulatedLoglik:
 
     def scores(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihoods (N,) and scores (N, P) of individuals, frequencies not counted."""
+        theta = theta.to(self.weights)
         values = torch.empty_like(self.weights)
         scores = self.weights.new_empty(self.data.num_individuals, self.num_params)
 
@@ -278,17 +346,17 @@ class SimulatedLoglik:
     def gradient(self, theta: Tensor) -> tuple[float, Tensor]:
         """The log-likelihood and its gradient (P,)."""
         values, scores = self.scores(theta)
-        return float(self.weights @ values), self.weights @ scores
+        return float(self.weights @ values), (self.weights @ scores).cpu()
 
     def derivatives(self, theta: Tensor) -> Derivatives:
         """Log-likelihood, gradient and Hessian."""
 
         def work(chunk: _Chunk) -> tuple[float, Tensor, Tensor]:
-            leaf = theta.detach().clone().requires_grad_(True)
+            leaf = theta.detach().to(self.weights, copy=True).requires_grad_(True)
             weighted = self.weights[chunk.rows] @ self._individual(leaf.expand(len(chunk.rows), -1), chunk)
             (gradient,) = torch.autograd.grad(weighted, leaf, create_graph=True)
             rows = [torch.autograd.grad(g, leaf, retain_graph=True, materialize_grads=True)[0] for g in gradient]
-            return float(weighted.detach()), gradient.detach(), torch.stack(rows)
+            return float(weighted.detach()), gradient.detach().cpu(), torch.stack(rows).cpu()
 
         value, gradient, hessian = 0.0, 0.0, 0.0
         for part in self._map(work):

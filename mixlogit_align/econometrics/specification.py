@@ -208,6 +208,14 @@ class Specification:
         """Standard variables (..., M) from uniforms on (0, 1) of the same shape."""
         return torch.stack([BASE[family](uniforms[..., m]) for m, family in enumerate(self.bases)], -1)
 
+    def base_of_normal(self, z: Tensor) -> Tensor:
+        """Standard variables (..., M) from independent standard normals of the same shape."""
+        columns = [
+            z[..., m] if BASE[family] is draws.standard_normal else BASE[family](torch.special.ndtr(z[..., m]))
+            for m, family in enumerate(self.bases)
+        ]
+        return torch.stack(columns, -1)
+
     def coefficients(self, theta: Tensor, base: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients of individuals.
 

@@ -1,0 +1,337 @@
+"""The search for the maximum: starting values, few draws before many, held and bounded parameters."""
+
+# N individuals, P parameters of which Q are free.
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.families import Random
+from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
+from mixlogit_align.econometrics.nodes import NodeMaker, first_maker
+from mixlogit_align.econometrics.specification import TAU, Specification
+from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
+from mixlogit_align.inference import (
+    Derivatives,
+    MaximumLikelihood,
+    Restricted,
+    gradient_norm,
+    maximize_loglik,
+    refine_loglik,
+)
+
+# A fixed coefficient whose information falls below this share of that at zero coefficients separates the choices.
+_SEPARATED = 1e-7
+# Nodes about individuals' modes follow the estimates until these move by less, in standard errors.
+_SETTLED = 0.05
+_ROUNDS = 3
+
+Watch = Callable[[str, int, float], None]
+
+
+def no_watch(stage: str, evaluations: int, loglik: float) -> None:
+    """Watch nothing."""
+
+
+@dataclass
+class _Watched:
+    """A log-likelihood that reports every evaluation."""
+
+    loglik: SimulatedLoglik
+    stage: str
+    watch: Watch
+    evaluations: int = 0
+
+    def gradient(self, params: Tensor) -> tuple[float, Tensor]:
+        """Log-likelihood and gradient (P,)."""
+        found = self.loglik.gradient(params)
+        self._seen(found[0])
+        return found
+
+    def derivatives(self, params: Tensor) -> Derivatives:
+        """Log-likelihood, gradient and Hessian."""
+        found = self.loglik.derivatives(params)
+        self._seen(found.value)
+        return found
+
+    def _seen(self, value: float) -> None:
+        self.evaluations += 1
+        self.watch(self.stage, self.evaluations, value)
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The conditional logit: the same variables, no heterogeneity.
+
+    Attributes
+    ----------
+    coefficients : dict of str to float
+    std_errors : dict of str to float
+    """
+
+    coefficients: dict[str, float]
+    std_errors: dict[str, float]
+
+
+def fit_logit(data: ChoiceData, specification: Specification, device: torch.device | None) -> Logit:
+    """Fit the conditional logit of all variables.
+
+    Raises
+    ------
+    ConvergenceError
+        If there is no finite maximum: variables separate the choices, or are collinear.
+    """
+    plain = Specification(specification.variables, {})
+    loglik = SimulatedLoglik(
+        PanelData(data, plain, device),
+        plain,
+        Nodes(
+            torch.zeros(1, 1, 0, dtype=torch.float64, device=device),
+            torch.zeros(1, 1, dtype=torch.float64, device=device),
+        ),
+    )
+    zero = torch.zeros(len(plain.names), dtype=torch.float64)
+    before = -loglik.derivatives(zero).hessian
+    found = maximize_loglik(loglik, zero)
+    scale = before.diagonal().clamp_min(1e-300).rsqrt()
+    flat = torch.linalg.eigh(scale[:, None] * before * scale)
+    hint = "leaving out one of the variables that go together, or a constant for each alternative but one"
+    if float(flat.eigenvalues[0]) < 1e-12:
+        raise ConvergenceError(_not_identified(plain, flat.eigenvectors[:, 0], "nothing: they are collinear", hint))
+    # information left at the maximum, as a share of that at 0, along its weakest direction
+    half = torch.linalg.cholesky(before)
+    inner = torch.linalg.solve_triangular(half, -found.hessian, upper=False)
+    share = torch.linalg.eigh(torch.linalg.solve_triangular(half, inner.T, upper=False))
+    if not found.converged or float(share.eigenvalues[0]) < _SEPARATED:
+        direction = torch.linalg.solve_triangular(half.T, share.eigenvectors[:, :1], upper=True)[:, 0] / scale
+        got = f"no finite maximum of the conditional logit ({found.message}): they separate the choices"
+        raise ConvergenceError(_not_identified(plain, direction, got, "leaving out a variable, or more data"))
+    errors = torch.linalg.inv(-found.hessian).diagonal().sqrt()
+    return Logit(
+        dict(zip(plain.names, found.params.tolist(), strict=True)), dict(zip(plain.names, errors.tolist(), strict=True))
+    )
+
+
+def _not_identified(specification: Specification, direction: Tensor, got: str, hint: str) -> str:
+    size = direction.abs() / direction.abs().max()
+    names = [name for name, share in zip(specification.names, size.tolist(), strict=True) if share > 0.1]
+    expected = "variables whose coefficients the choices tell apart"
+    return explain(f"coefficients of {names}", got=got, expected=expected, hint=hint)
+
+
+def starting_values(data: ChoiceData, specification: Specification, logit: Logit) -> dict[str, float]:
+    """Natural parameters to begin with: the conditional logit, with moderate heterogeneity of the same mean.
+
+    Parameters
+    ----------
+    data : ChoiceData
+    specification : Specification
+    logit : Logit
+
+    Returns
+    -------
+    dict of str to float
+    """
+    price = specification.wtp_space
+    coefficients = dict(logit.coefficients)
+    if price is not None:
+        coefficients = {
+            name: value if name == price else -value / coefficients[price] for name, value in coefficients.items()
+        }
+    found = dict.fromkeys(specification.names, 0.0)
+    found.update({name: coefficients[name] for name in specification.fixed})
+    for name, random in specification.random.items():
+        error = logit.std_errors[name]
+        if price is not None and name != price:
+            error /= abs(logit.coefficients[price])
+        if random.start is not None:
+            first, second = random.start
+        else:
+            first, second = _start(random, random.sign * coefficients[name], error)
+        found[f"{name}.{random.parameters[0]}"] = first
+        second_name = f"{name}.{random.parameters[1]}"
+        found[second_name if second_name in found else f"chol.{name}.{name}"] = second
+    if specification.scale_heterogeneity:
+        found[TAU] = 0.5
+    return found
+
+
+def _start(random: Random, value: float, error: float) -> tuple[float, float]:
+    """Two parameters whose mean is about ``value``, a fixed coefficient with its standard error."""
+    family = random.family
+    if family in ("normal", "uniform", "triangular", "censored_normal"):
+        return value, max(0.5 * abs(value), 2.0 * error)
+    if family == "johnson_sb":
+        low, high = random.limits
+        share = min(max((value - low) / (high - low), 0.1), 0.9)
+        return math.log(share / (1.0 - share)), 1.0
+    if family == "truncated_normal":
+        low, high = random.limits
+        return min(max(value, low), high), max(0.5 * abs(value), 2.0 * error)
+    positive = max(value, error)  # of the wrong sign: small, and the fit says where it goes
+    if family == "lognormal":
+        return math.log(positive) - 0.125, 0.5
+    return 4.0, 4.0 / positive
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a search ended.
+
+    Attributes
+    ----------
+    maximum : MaximumLikelihood
+        In the free coordinates.
+    params : Tensor, shape (P,)
+        Estimated coordinates, held ones included.
+    free : Tensor, shape (Q,), int64
+    loglik : SimulatedLoglik
+        The function that was maximised.
+    maker : NodeMaker
+    at_bound : tuple of str
+        Parameters that ended at a bound.
+    evaluations, iterations : int
+        Over all stages.
+    """
+
+    maximum: MaximumLikelihood
+    params: Tensor
+    free: Tensor
+    loglik: SimulatedLoglik
+    maker: NodeMaker
+    at_bound: tuple[str, ...]
+    evaluations: int
+    iterations: int
+
+
+@dataclass
+class Search:
+    """Maximum likelihood by stages: few nodes from far away, then all nodes from close by.
+
+    Attributes
+    ----------
+    data : PanelData
+    specification : Specification
+    make : callable
+        Parameters (P,) near the maximum to the rule that integrates.
+    held : dict of str to float
+        Natural parameters that do not move.
+    bounds : mapping of str to (float, float)
+        Of natural parameters.
+    watch : callable
+    """
+
+    data: PanelData
+    specification: Specification
+    make: Callable[[Tensor], NodeMaker]
+    held: dict[str, float]
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    watch: Watch = no_watch
+    _counts: list[int] = field(default_factory=lambda: [0, 0])
+
+    def run(self, start: Mapping[str, float], maker: NodeMaker | None) -> Found:
+        """Search from natural parameters; ``maker`` if the rule is known, else it is chosen after the first stage."""
+        self._counts = [0, 0]
+        at_bound: dict[str, float] = {}
+        point = dict(start)
+        tried = set()
+        while True:
+            found = self._run(point, maker, {**self.held, **at_bound})
+            natural = self.specification.natural(found.params)
+            values = dict(zip(self.specification.names, natural.tolist(), strict=True))
+            outside = {
+                name: low if values[name] < low else high
+                for name, (low, high) in self.bounds.items()
+                if name not in self.held and not low <= values[name] <= high
+            }
+            state = frozenset(at_bound.items())
+            released = self._released(found, at_bound) if not outside and state not in tried else None
+            tried.add(state)
+            if outside:
+                at_bound.update(outside)
+            elif released is not None:
+                del at_bound[released]
+            else:
+                return Found(
+                    found.maximum,
+                    found.params,
+                    found.free,
+                    found.loglik,
+                    found.maker,
+                    tuple(at_bound),
+                    self._counts[0],
+                    self._counts[1],
+                )
+            point = {**values, **at_bound}
+
+    def _released(self, found: Found, at_bound: dict[str, float]) -> str | None:
+        """A parameter held at its bound whose gradient points inside."""
+        if not at_bound:
+            return None
+        _, gradient = found.loglik.gradient(found.params)
+        for name, value in at_bound.items():
+            low, _ = self.bounds[name]
+            slope = float(gradient[self.specification.index[name]])
+            if (slope if value == low else -slope) > 1e-6:
+                return name
+        return None
+
+    def _run(self, start: Mapping[str, float], maker: NodeMaker | None, held: dict[str, float]) -> Found:
+        names = self.specification.names
+        natural = torch.tensor([{**start, **held}[name] for name in names], dtype=torch.float64)
+        theta = self.specification.theta(natural)
+        free = torch.tensor([i for i, name in enumerate(names) if name not in held], dtype=torch.int64)
+        first = maker.few() if maker else first_maker(self.data, self.specification)
+        coarse, maximum = self._climb(first, theta, free, None, "few draws")
+        theta = self._oriented(coarse.full(maximum.params), held)
+        maker = maker or self.make(theta)
+        hessian: Tensor | None = maximum.hessian
+        rounds = _ROUNDS if maker.centred else 1
+        for i in range(rounds):
+            before = theta
+            restricted, maximum = self._climb(maker, theta, free, hessian, f"{maker.rule!r}")
+            theta, hessian = restricted.full(maximum.params), maximum.hessian
+            moved = gradient_norm(maximum.hessian @ (theta - before)[free], maximum.hessian)
+            if i + 1 < rounds and not moved > _SETTLED:
+                break
+        watched = restricted.loglik
+        assert isinstance(watched, _Watched)
+        return Found(maximum, theta, free, watched.loglik, maker, (), *self._counts)
+
+    def _climb(
+        self, maker: NodeMaker, theta: Tensor, free: Tensor, hessian: Tensor | None, stage: str
+    ) -> tuple[Restricted, MaximumLikelihood]:
+        loglik = SimulatedLoglik(self.data, self.specification, maker.nodes(theta))
+        restricted = Restricted(_Watched(loglik, stage, self.watch), free, theta)
+        if hessian is None:
+            maximum = maximize_loglik(restricted, theta[free], polish=False)
+        else:
+            maximum = refine_loglik(restricted, theta[free], hessian)
+        self._counts[0] += maximum.evaluations
+        self._counts[1] += maximum.iterations
+        return restricted, maximum
+
+    def _oriented(self, theta: Tensor, held: dict[str, float]) -> Tensor:
+        """Scales made positive: a reversed base variate is as good a draw."""
+        theta = theta.clone()
+        index = self.specification.index
+        for name, (_, together) in self.specification.mirrored.items():
+            if float(theta[index[name]]) < 0.0 and not set(together) & set(held):
+                for other in together:
+                    theta[index[other]] *= -1.0
+        return theta
+
+
+def check_names(what: str, given: Mapping[str, object], specification: Specification) -> None:
+    """Refuse values for parameters that the model does not have."""
+    unknown = [name for name in given if name not in specification.index]
+    if unknown:
+        raise InvalidInputError(
+            explain(what, got=unknown, expected=f"parameters of {list(specification.names)}", hint=f"{what}=None")
+        )

@@ -1,0 +1,223 @@
+"""Integration rules for several coefficients: where a rule puts its nodes, and which rule is the default."""
+
+# N individuals, T situations of an individual, J alternatives, K draws or nodes, M base variates a draw, P parameters.
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixlogit_align.distributions import (
+    FixedDraws,
+    ImportanceSampling,
+    Integration,
+    MonteCarlo,
+    Quadrature,
+    QuasiMonteCarlo,
+)
+from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik, node_derivatives
+from mixlogit_align.econometrics.specification import Specification
+from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
+from mixlogit_align.numerics.importance import effective_sample_size, importance_nodes, laplace_proposals
+from mixlogit_align.numerics.quadrature import product_rule, trapezoid_normal
+
+# Default nodes a dimension of quadrature: about the prior where individuals choose once, about each one's mode else.
+_NODES = 64
+_CENTRED_NODES = 32
+# Nodes of lower weight are left out; all together they weigh less than 1e-17.
+_NEGLIGIBLE = 1e-24
+# Default number of draws.
+_CENTRED_DRAWS = 128
+_DRAWS = 1024
+# Largest work, utilities times nodes, of quadrature in two dimensions by default.
+_AFFORDABLE = 2e7
+# Importance sampling is trusted if 19 of 20 individuals keep this share of their draws effective.
+_LEAST_EFFECTIVE = 0.1
+# Draws, and nodes a dimension, to begin with.
+_FEW = 64
+_FEW_NODES = 12
+# A mode's width understates heavier tails than the normal's.
+_WIDTH = 1.2
+
+
+@dataclass(frozen=True)
+class NodeMaker:
+    """One rule for one model.
+
+    Attributes
+    ----------
+    rule : Integration
+    data : PanelData
+    specification : Specification
+    """
+
+    rule: Integration
+    data: PanelData
+    specification: Specification
+
+    def __post_init__(self) -> None:
+        dims = self.specification.num_dims
+        if dims and not isinstance(
+            self.rule, Quadrature | MonteCarlo | QuasiMonteCarlo | FixedDraws | ImportanceSampling
+        ):
+            raise IntegrationError(
+                explain(
+                    "integration",
+                    got=f"{self.rule!r} for {dims} random coefficients beside others",
+                    expected="Quadrature, MonteCarlo, QuasiMonteCarlo, ImportanceSampling or FixedDraws",
+                    hint="integration=None",
+                )
+            )
+        if isinstance(self.rule, Quadrature) and self._per_dimension**dims > 10**6:
+            raise IntegrationError(
+                explain(
+                    "integration",
+                    got=f"{self.rule!r} in {dims} dimensions, {self._per_dimension**dims} nodes",
+                    expected="at most a million nodes",
+                    hint="ImportanceSampling(128) in panels, QuasiMonteCarlo('sobol', 1024) else",
+                )
+            )
+
+    @property
+    def centred(self) -> bool:
+        """Whether nodes lie about the mode of each individual, so that they depend on parameters."""
+        if isinstance(self.rule, ImportanceSampling):
+            return self.specification.num_dims > 0
+        return isinstance(self.rule, Quadrature) and self.specification.num_dims == 1 and self.data.is_panel
+
+    @property
+    def _per_dimension(self) -> int:
+        assert isinstance(self.rule, Quadrature)
+        return self.rule.num_nodes or (_CENTRED_NODES if self.data.is_panel else _NODES)
+
+    def few(self) -> NodeMaker:
+        """A cheap rule of the same kind, to begin with."""
+        if isinstance(self.rule, Quadrature):
+            few: Integration = Quadrature(min(_FEW_NODES, self._per_dimension))
+        elif isinstance(self.rule, FixedDraws):
+            few = FixedDraws(self.rule.base[..., :_FEW, :])
+        elif isinstance(self.rule, MonteCarlo | QuasiMonteCarlo) and self.rule.num_draws > 2 * _FEW:
+            few = type(self.rule)(kind=self.rule.kind, num_draws=_FEW, seed=self.rule.seed)  # type: ignore[arg-type]
+        else:
+            few = QuasiMonteCarlo("sobol", _FEW)
+        return NodeMaker(few, self.data, self.specification)
+
+    def again(self, redraw: int) -> NodeMaker | None:
+        """The rule with other draws (redraw = 1, 2, ...), or with twice the nodes; None where there is no other."""
+        rule = self.rule
+        if isinstance(rule, FixedDraws) or not self.specification.num_dims:
+            return None
+        if isinstance(rule, Quadrature):
+            finer = Quadrature(2 * self._per_dimension)
+            if redraw > 1 or finer.num_nodes is None or finer.num_nodes**self.specification.num_dims > 10**6:
+                return None
+            return NodeMaker(finer, self.data, self.specification)
+        if isinstance(rule, QuasiMonteCarlo) and rule.seed is None:
+            other: Integration = QuasiMonteCarlo(rule.kind, rule.num_draws, redraw)
+        else:
+            other = rule.reseeded(redraw)
+        return NodeMaker(other, self.data, self.specification)
+
+    def nodes(self, theta: Tensor) -> Nodes:
+        """Nodes for parameters near ``theta`` (P,)."""
+        made = self._centred(theta) if self.centred else self._prior()
+        device = self.data.weights.device
+        return Nodes(made.base.to(device), made.log_weight.to(device))
+
+    def _prior(self) -> Nodes:
+        spec, rule = self.specification, self.rule
+        if not spec.num_dims:
+            return Nodes(torch.zeros(1, 1, 0, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+        if isinstance(rule, FixedDraws):
+            return self._given(rule)
+        if isinstance(rule, Quadrature):
+            z, log_weight = product_rule(*trapezoid_normal(self._per_dimension), spec.num_dims)
+            kept = log_weight > math.log(_NEGLIGIBLE)
+            return Nodes(spec.base_of_normal(z[kept])[None], log_weight[kept][None])
+        assert isinstance(rule, MonteCarlo | QuasiMonteCarlo)
+        draws = rule.base_draws()
+        shared = isinstance(rule, MonteCarlo) and rule.sharing == "batch"
+        rows = torch.arange(1 if shared else self.data.num_individuals)
+        base = spec.base(draws.uniforms_nd(rows, spec.num_dims))
+        return Nodes(base, _equal(draws.num_draws))
+
+    def _given(self, rule: FixedDraws) -> Nodes:
+        base = rule.base.to(torch.float64)
+        n, m = self.data.num_individuals, self.specification.num_dims
+        if base.dim() == 2 and base.shape[-1] == m:
+            base = base[None]
+        if base.dim() != 3 or base.shape[-1] != m or base.shape[0] not in (1, n):
+            raise InvalidInputError(
+                explain(
+                    "FixedDraws",
+                    got=f"base draws of shape {tuple(rule.base.shape)}",
+                    expected=f"({n}, K, {m}) or (K, {m}): individuals, draws, random coefficients",
+                    hint="draws.transpose(0, 2, 1) for xlogit's layout (N, M, K)",
+                )
+            )
+        if rule.weights is None:
+            return Nodes(base, _equal(base.shape[1]))
+        return Nodes(base, rule.weights.to(torch.float64).log().reshape(-1, base.shape[1]))
+
+    def _centred(self, theta: Tensor) -> Nodes:
+        spec, rule, n = self.specification, self.rule, self.data.num_individuals
+        m = spec.num_dims
+        proposals = laplace_proposals(
+            lambda z: node_derivatives(self.data, spec, theta, z), torch.zeros(n, m, dtype=torch.float64)
+        )
+        if isinstance(rule, Quadrature):
+            z, log_weight = trapezoid_normal(self._per_dimension)
+            points, log_weights = importance_nodes(proposals, z[None, :, None], _WIDTH, log_weight[None])
+        else:
+            assert isinstance(rule, ImportanceSampling)
+            uniforms = rule.base_draws().uniforms_nd(torch.arange(n), m)
+            points, log_weights = importance_nodes(proposals, torch.special.ndtri(uniforms), rule.scale)
+        return Nodes(spec.base_of_normal(points), log_weights)
+
+
+def _equal(num_draws: int) -> Tensor:
+    return torch.full((1, num_draws), -math.log(num_draws), dtype=torch.float64)
+
+
+def effective_draws(loglik: SimulatedLoglik, theta: Tensor) -> Tensor:
+    """Effective sample size of every individual's weighted nodes, (N,)."""
+    return effective_sample_size(loglik.joint(theta))
+
+
+def first_maker(data: PanelData, specification: Specification) -> NodeMaker:
+    """A cheap rule to begin with, where the rule is yet to be chosen."""
+    rule = Quadrature(_FEW_NODES) if specification.num_dims <= 1 else QuasiMonteCarlo("sobol", _FEW)
+    return NodeMaker(rule, data, specification)
+
+
+def default_maker(data: PanelData, specification: Specification, theta: Tensor) -> NodeMaker:
+    """Pick the rule for a model near parameters ``theta``.
+
+    One random coefficient: quadrature, in panels about each individual's mode. Two in a cross-section: quadrature on a
+    product of nodes where affordable. Panels: Laplace-centred importance sampling, if effective sample sizes are large
+    enough. Else quasi-random draws.
+
+    Parameters
+    ----------
+    data : PanelData
+    specification : Specification
+    theta : Tensor, shape (P,)
+
+    Returns
+    -------
+    NodeMaker
+    """
+    dims = specification.num_dims
+    if dims <= 1:
+        return NodeMaker(Quadrature(), data, specification)
+    if data.is_panel:
+        maker = NodeMaker(ImportanceSampling(_CENTRED_DRAWS), data, specification)
+        effective = effective_draws(SimulatedLoglik(data, specification, maker.nodes(theta)), theta)
+        if float(effective.quantile(0.05)) >= _LEAST_EFFECTIVE * _CENTRED_DRAWS:
+            return maker
+    elif dims == 2 and data.num_utilities * _NODES**2 <= _AFFORDABLE:
+        return NodeMaker(Quadrature(), data, specification)
+    return NodeMaker(QuasiMonteCarlo("sobol", _DRAWS), data, specification)
