@@ -496,10 +496,13 @@ class ImportanceSampling(_Seeded):
         K; with ``kind="sobol"`` preferably a power of 2.
     scale : float
         Proposals are that much wider than Laplace's approximation.
-    kind : str
+    kind : {"sobol", "halton", "pseudo"}
         Of the base draws, see :class:`mixlogit_align.numerics.draws.BaseDraws`.
     seed : int or None
         As in :class:`QuasiMonteCarlo`.
+    prior_share : float
+        Of the draws, taken from N(0, 1) itself: bounds the weights at 1 / (K prior_share), which a lognormal or gamma
+        strength near 0 needs. 0 is twice as accurate where every posterior is close to normal.
 
     Notes
     -----
@@ -511,10 +514,24 @@ class ImportanceSampling(_Seeded):
 
     num_draws: int = 64
     scale: float = 1.2
-    kind: draws.DrawKind = "sobol"
+    kind: Literal["sobol", "halton", "pseudo"] = "sobol"
     seed: int | None = 0
+    prior_share: float = 0.25
 
     def __post_init__(self) -> None:
+        if self.kind not in ("sobol", "halton", "pseudo"):
+            raise InvalidInputError(
+                explain(
+                    "kind",
+                    got=repr(self.kind),
+                    expected="'sobol', 'halton' or 'pseudo', of which a part is a sample too",
+                    hint="kind='sobol'",
+                )
+            )
+        if not 0 <= self.prior_share < 1:
+            raise InvalidInputError(
+                explain("prior_share", got=repr(self.prior_share), expected="in [0, 1)", hint="prior_share=0.25")
+            )
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float) or not 0 < self.scale < math.inf:
             raise InvalidInputError(
                 explain("scale", got=repr(self.scale), expected="a positive number", hint="scale=1.2")
@@ -558,7 +575,7 @@ class ImportanceSampling(_Seeded):
             return value - 0.5 * z * z, (slope - z)[:, None], (curvature - 1.0)[:, None, None]
 
         proposals = importance.laplace_proposals(log_target, torch.zeros_like(eps[:, 0]))
-        z, log_weight = importance.importance_nodes(proposals, eps, self.scale)
+        z, log_weight = importance.importance_nodes(proposals, eps, self.scale, prior_share=self.prior_share)
         return z.squeeze(-1).T.reshape(-1, *shape), log_weight.T.reshape(-1, *shape)
 
     @staticmethod

@@ -4,7 +4,8 @@ Shapes: N individuals, z (N, M) their standard normal variables, K draws. All fl
 
 E f(z), z ~ N(0, I), is the mean over draws of q = N(mode, scale^2 L L') of f(z) phi(z) / q(z): unbiased whatever q is,
 and of small variance where q resembles phi(z) f(z). With f the likelihood of an individual's choices that is Laplace's
-approximation of the posterior of z; ``scale`` > 1 keeps the weights bounded where the tails of q are too light.
+approximation of the posterior of z; ``scale`` > 1, and a share of draws from phi itself (Hesterberg's defensive
+mixture), keep the weights bounded where the tails of q are too light.
 
 It pays in panels. On a single choice a likelihood does not decay in z: the integrand has the tails of phi, a proposal
 narrower than phi misses them, and a quadrature rule is right.
@@ -12,7 +13,8 @@ narrower than phi misses them, and a quadrature rule is right.
 References
 ----------
 Train (2009), Discrete choice methods with simulation, ch. 9.2.7 and 9.9; Geweke (1989), Bayesian inference in
-econometric models using Monte Carlo integration, Econometrica 57(6).
+econometric models using Monte Carlo integration, Econometrica 57(6); Hesterberg (1995), Weighted average importance
+sampling and defensive mixture distributions, Technometrics 37(2).
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mixlogit_align.errors import InvalidInputError, explain
 
 _DECREMENT = 1e-6
 _STRONGER = 8.0
@@ -118,22 +122,32 @@ def laplace_proposals(
 
 
 def importance_nodes(
-    proposals: Proposals, eps: Tensor, scale: float = 1.2, log_weight: Tensor | None = None
+    proposals: Proposals,
+    eps: Tensor,
+    scale: float = 1.2,
+    log_weight: Tensor | None = None,
+    *,
+    prior_share: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Nodes z = mode + scale L eps and log-weights of E f(z), z ~ N(0, I), as a weighted sum over nodes.
+    """Nodes z and log-weights of E f(z), z ~ N(0, I), as a weighted sum over nodes.
 
-    log_weight = log phi(z) - log q(z) + (base log-weight of eps), q = N(mode, scale^2 L L').
+    z = mode + scale L eps, and z = eps for the last ``prior_share`` of the K draws: together a sample of the mixture
+    (1 - share) q + share phi, and log_weight = log phi(z) - log mixture(z) + (base log-weight of eps).
 
     Parameters
     ----------
     proposals : Proposals
         Of N individuals in M dimensions.
     eps : Tensor
-        (N, K, M), or (1, K, M) shared: draws of N(0, I), or nodes of a rule for it.
+        (N, K, M), or (1, K, M) shared: draws of N(0, I), or nodes of a rule for it. With ``prior_share`` any stretch
+        of the draws must itself be a sample: pseudo, halton or sobol.
     scale : float
         > 0; factor on the standard deviations of the proposals.
     log_weight : Tensor, optional
         (N, K), (1, K) or (K,), log-weights of a quadrature rule behind ``eps``; by default -log K, for draws.
+    prior_share : float
+        In [0, 1), rounded to whole draws; 0 with ``log_weight``. No weight exceeds 1 / (K share), however much
+        heavier than the proposal the tails of the integrand are: skewed posteriors (a lognormal near 0) need it.
 
     Returns
     -------
@@ -141,10 +155,23 @@ def importance_nodes(
         z (N, K, M) and log-weights (N, K). The weights sum to one in expectation, not exactly.
     """
     num_draws, num_dims = eps.shape[-2:]
-    z = proposals.mode[:, None] + scale * (eps @ proposals.factor.mT)
+    if log_weight is not None and prior_share > 0:
+        raise InvalidInputError(
+            explain("prior_share", got=prior_share, expected="0 for nodes of a quadrature rule", hint="draws")
+        )
+    from_prior = round(prior_share * num_draws)
+    own = eps[:, : num_draws - from_prior].expand(len(proposals.mode), -1, -1)
+    prior = eps[:, num_draws - from_prior :].expand(len(proposals.mode), -1, -1)
+    mode = proposals.mode[:, None]
+    z = torch.cat((mode + scale * (own @ proposals.factor.mT), prior), 1)
+    standardised = torch.linalg.solve_triangular(proposals.factor, (prior - mode).mT, upper=False).mT / scale
+    eps = torch.cat((own, standardised), 1)
     log_volume = num_dims * math.log(scale) + proposals.factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    base = -math.log(num_draws) if log_weight is None else log_weight
-    return z, 0.5 * ((eps * eps).sum(-1) - (z * z).sum(-1)) + log_volume[:, None] + base
+    log_ratio = 0.5 * ((eps * eps).sum(-1) - (z * z).sum(-1)) + log_volume[:, None]
+    if from_prior:
+        share = from_prior / num_draws
+        log_ratio = -torch.logaddexp(math.log1p(-share) - log_ratio, torch.full_like(log_ratio, math.log(share)))
+    return z, log_ratio + (-math.log(num_draws) if log_weight is None else log_weight)
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
