@@ -8,6 +8,7 @@ import torch
 from mixlogit_align.errors import ConvergenceError, InvalidInputError
 from mixlogit_align.inference import (
     bhhh_covariance,
+    clustered_covariance,
     delta_method,
     hessian_covariance,
     robust_covariance,
@@ -69,6 +70,39 @@ def test_collinear_scores_have_no_inverse(scores: torch.Tensor) -> None:
 def test_shapes_that_disagree_are_refused(rows: tuple[int, ...], weights: tuple[int, ...] | None) -> None:
     with pytest.raises(InvalidInputError, match="scores and weights"):
         bhhh_covariance(torch.ones(rows), None if weights is None else torch.ones(weights))
+
+
+def test_clusters_of_one_give_the_sandwich(scores: torch.Tensor) -> None:
+    found = clustered_covariance(HESSIAN, scores, torch.randperm(30))
+    torch.testing.assert_close(found, 30 / 29 * robust_covariance(HESSIAN, scores))
+
+
+def test_scores_are_summed_within_clusters(scores: torch.Tensor) -> None:
+    clusters = torch.arange(30) % 4 * 10 - 7
+    sums = torch.stack([scores[clusters == label].sum(0) for label in (-7, 3, 13, 23)])
+    torch.testing.assert_close(
+        clustered_covariance(HESSIAN, scores, clusters), 4 / 3 * robust_covariance(HESSIAN, sums)
+    )
+
+
+def test_copies_of_an_individual_in_its_cluster_are_no_news(scores: torch.Tensor) -> None:
+    clusters = torch.arange(30)
+    twice = clustered_covariance(2 * HESSIAN, scores.repeat(2, 1), clusters.repeat(2))
+    torch.testing.assert_close(twice, clustered_covariance(HESSIAN, scores, clusters))
+
+
+def test_a_frequency_is_so_many_rows_of_one_cluster(scores: torch.Tensor) -> None:
+    counts, clusters = torch.randint(1, 5, (30,)), torch.arange(30) % 7
+    repeated = clustered_covariance(HESSIAN, scores.repeat_interleave(counts, 0), clusters.repeat_interleave(counts))
+    torch.testing.assert_close(clustered_covariance(HESSIAN, scores, clusters, counts.double()), repeated)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "message"), [(torch.zeros(30), "one cluster"), (torch.arange(29), r"shape \(29,\) for 30 scores")]
+)
+def test_clusters_that_cannot_be_used(scores: torch.Tensor, clusters: torch.Tensor, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        clustered_covariance(HESSIAN, scores, clusters)
 
 
 def test_delta_method_of_exp_and_a_ratio() -> None:
