@@ -148,7 +148,7 @@ def simulate(case: Case) -> SimulatedChoices:
 def recover(case: Case) -> Recovered:
     """Simulate choices of a known strength, estimate it, and say how far off the estimate is."""
     from mixlogit_align.econometrics import MixedLogitModel
-    from mixlogit_align.econometrics.tables import BOUNDARY_ERROR
+    from mixlogit_align.econometrics.rendering import BOUNDARY_ERROR
 
     start = time.perf_counter()
     simulated = simulate(case)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from mixlogit_align.econometrics.rendering import BOUNDARY_ERROR, Summary, Table, number
 from mixlogit_align.econometrics.restrictions import read_restrictions
-from mixlogit_align.econometrics.tables import BOUNDARY_ERROR, Summary, Table, number
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain
 from mixlogit_align.inference import likelihood_ratio_pvalue, mixture_weights, wald
 

@@ -19,8 +19,8 @@ from mixlogit_align.econometrics.comparison import (
     ratio_test,
     wald_test,
 )
+from mixlogit_align.econometrics.rendering import BOUNDARY_ERROR, Summary, Table, number, probability
 from mixlogit_align.econometrics.storage import not_a_result, read, write
-from mixlogit_align.econometrics.tables import BOUNDARY_ERROR, Summary, Table, number, probability
 from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
