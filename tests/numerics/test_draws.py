@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from xlogit import MixedLogit as XlogitMixedLogit
 
 from mixlogit_align.errors import IntegrationError, InvalidInputError
 from mixlogit_align.numerics import draws
@@ -61,6 +62,101 @@ def test_halton_is_the_van_der_corput_sequence_up_to_a_rotation():
     u = BaseDraws("halton", 8).uniforms(torch.arange(4)).T.reshape(-1)
     expected = torch.tensor(scipy.stats.qmc.Halton(1, scramble=False).random(32)[:, 0])
     torch.testing.assert_close((u - u[0]) % 1.0, expected, rtol=0, atol=1e-15)
+
+
+@each_kind
+def test_the_first_dimension_is_the_one_dimensional_rule(kind):
+    base, rows = BaseDraws(kind, 12, seed=3, step=1), torch.tensor([4, 0, 977])
+    many = base.uniforms_nd(rows, 3)
+    assert many.shape == (3, 12, 3)
+    assert many.dtype == torch.float64
+    assert torch.equal(many[..., 0], base.uniforms(rows).T)
+    assert torch.equal(many[..., :2], base.uniforms_nd(rows, 2))
+    assert torch.equal(many[1:2], base.uniforms_nd(rows[1:2], 3))
+
+
+@each_kind
+def test_every_dimension_is_uniform_and_free_of_the_others(kind):
+    """Kolmogorov-Smirnov, and correlations of 3 pairs of dimensions: false-failure rate about 1e-5."""
+    u = BaseDraws(kind, 16, seed=5).uniforms_nd(torch.arange(4000), 3)
+    assert float(u.min()) > 0.0
+    assert float(u.max()) < 1.0
+    pick = torch.randint(16, (4000,), generator=torch.Generator().manual_seed(0))
+    one = u[torch.arange(4000), pick]
+    for dim in range(3):
+        assert scipy.stats.kstest(one[:, dim].numpy(), "uniform").pvalue > 1e-6
+    z = np.corrcoef(one.T.numpy()) * np.sqrt(4000)
+    assert abs(z[~np.eye(3, dtype=bool)]).max() < 4.9
+
+
+@each_kind
+@pytest.mark.parametrize("change", [{"seed": 6}, {"step": 3}])
+def test_other_seed_or_step_other_draws_in_every_dimension(kind, change):
+    rows, base = torch.arange(50), {"seed": 5, "step": 2}
+    first = BaseDraws(kind, 8, **base).uniforms_nd(rows, 3)
+    second = BaseDraws(kind, 8, **{**base, **change}).uniforms_nd(rows, 3)
+    same = first == second
+    assert not same.any()
+
+
+@pytest.mark.parametrize("kind", ["stratified", "sobol", "mlhs"])
+def test_one_draw_in_each_cell_of_every_dimension(kind):
+    u = BaseDraws(kind, 16, seed=1).uniforms_nd(torch.arange(100), 4)
+    cells = torch.sort((u * 16).long(), 1).values
+    assert torch.equal(cells, torch.arange(16)[None, :, None].expand(100, 16, 4))
+
+
+def test_scrambled_sobol_points_stay_a_net():
+    """The first two dimensions are a (0, 4, 2)-net: one of 16 points in each of the cells 2 x 8, 4 x 4, 8 x 2."""
+    u = BaseDraws("sobol", 16, seed=1).uniforms_nd(torch.arange(100), 2)
+    for across in (1, 2, 3):
+        cell = (u[..., 0] * 2**across).long() * 2 ** (4 - across) + (u[..., 1] * 2 ** (4 - across)).long()
+        assert torch.equal(torch.sort(cell, 1).values, torch.arange(16).expand(100, 16))
+
+
+def test_antithetic_draws_are_mirrored_in_all_dimensions_together():
+    u = BaseDraws("antithetic", 6).uniforms_nd(torch.arange(5), 3)
+    assert torch.equal(u[:, 3:], 1.0 - u[:, :3])
+
+
+@pytest.mark.parametrize(("num_rows", "num_draws", "num_dims"), [(7, 50, 63), (361, 100, 6), (3, 1, 2)])
+def test_plain_halton_draws_are_those_of_xlogit(num_rows, num_draws, num_dims):
+    u = BaseDraws("halton", num_draws, seed=None).uniforms_nd(torch.arange(num_rows), num_dims)
+    expected = XlogitMixedLogit()._generate_halton_draws(num_rows, num_draws, num_dims)
+    assert np.array_equal(u.numpy(), expected.transpose(0, 2, 1))
+    alone = BaseDraws("halton", num_draws, seed=None).uniforms(torch.arange(num_rows))
+    assert np.array_equal(alone.numpy(), expected[:, 0].T)
+
+
+def test_halton_in_three_dimensions_is_the_sequence_up_to_a_rotation():
+    u = BaseDraws("halton", 8, seed=4).uniforms_nd(torch.arange(4), 3).reshape(32, 3)
+    expected = torch.tensor(scipy.stats.qmc.Halton(3, scramble=False).random(32))
+    gap = (u - u[0] - expected + 0.5) % 1.0
+    torch.testing.assert_close(gap, torch.full_like(gap, 0.5), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "message"), [("sobol", 0, "plain Halton"), ("pseudo", 0, "None"), ("halton", 2, "no steps")]
+)
+def test_no_seed_is_for_plain_halton_draws_alone(kind, step, message):
+    with pytest.raises(InvalidInputError, match=message):
+        BaseDraws(kind, 8, seed=None, step=step)
+
+
+def test_more_dimensions_than_halton_bases_are_refused():
+    with pytest.raises(InvalidInputError, match="at most 63"):
+        BaseDraws("halton", 8).uniforms_nd(torch.arange(2), 64)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("pseudo", 0.5), ("mlhs", 0.5), ("halton", 0.7), ("sobol", 0.9)])
+def test_quasi_random_draws_converge_faster(kind, rate):
+    """Sd over 200 rows of the mean of a smooth function of 3 normals falls at least like K^-rate from 64 to 1024."""
+    spread = []
+    for k in (64, 1024):
+        z = draws.standard_normal(BaseDraws(kind, k, seed=2).uniforms_nd(torch.arange(200), 3))
+        spread.append(torch.sigmoid(z.sum(-1) + 1.0).mean(1).std())
+    # an sd from 200 rows is itself uncertain by 5 per cent
+    assert float(spread[1] / spread[0]) < 1.25 * (64 / 1024) ** rate
 
 
 def test_neighbouring_rows_and_draws_are_uncorrelated():
@@ -138,3 +234,11 @@ def test_third_derivative_of_the_gamma_quantile_is_refused():
 def test_bad_arguments(kind, num_draws):
     with pytest.raises(InvalidInputError):
         BaseDraws(kind, num_draws)
+
+
+def test_probability_inverts_the_standard_normal_and_stays_inside():
+    z = torch.tensor([-40.0, -7.0, -1.0, 0.0, 2.5, 6.0, 40.0], dtype=torch.float64)
+    u = draws.probability(z)
+    assert float(u.min()) > 0.0
+    assert float(u.max()) < 1.0
+    torch.testing.assert_close(draws.standard_normal(u[1:-1]), z[1:-1], rtol=1e-7, atol=1e-15)

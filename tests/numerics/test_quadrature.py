@@ -5,9 +5,19 @@ from __future__ import annotations
 import math
 
 import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
 import torch
 
-from mixlogit_align.numerics.quadrature import Axis, find_window, lognormal_nodes, stretched_trapezoid
+from mixlogit_align.numerics.quadrature import (
+    Axis,
+    find_window,
+    lognormal_nodes,
+    product_rule,
+    stretched_trapezoid,
+    trapezoid_normal,
+)
 
 
 def double(*values):
@@ -93,3 +103,35 @@ def test_nodes_carry_no_gradient():
         z, log_weight = lognormal_nodes(log_a, scale, 32, 26.0)
     assert not z.requires_grad
     assert not log_weight.requires_grad
+
+
+@pytest.mark.parametrize(("num_nodes", "error"), [(8, 1e-2), (16, 1e-6), (32, 1e-13), (64, 1e-15)])
+def test_trapezoid_rule_of_a_standard_normal(num_nodes, error):
+    z, log_weight = trapezoid_normal(num_nodes)
+    assert float(torch.exp(log_weight).sum()) == pytest.approx(1.0, abs=1e-15)
+    got = (torch.exp(log_weight) * torch.cos(1.5 * z)).sum()
+    assert float(got) == pytest.approx(math.exp(-1.125), abs=error)
+
+
+def test_trapezoid_rule_converges_geometrically_where_there_are_poles():
+    """E sigma(2 z)^2: double poles at height pi / 2, error at most 2 pi (2 pi / h + 2) phi(i pi / 2) exp(-pi^2 / h)."""
+    exact, _ = scipy.integrate.quad(
+        lambda z: scipy.special.expit(2 * z) ** 2 * scipy.stats.norm.pdf(z), -12, 12, epsabs=1e-14
+    )
+    for num_nodes in (12, 24, 48):
+        z, log_weight = trapezoid_normal(num_nodes)
+        error = abs(float((torch.exp(log_weight) * torch.sigmoid(2.0 * z) ** 2).sum()) - exact)
+        h = float(z[1] - z[0])
+        assert error < 2.0 * math.pi * (2.0 * math.pi / h + 2.0) * 1.37 * math.exp(-(math.pi**2) / h) + 1e-13
+
+
+def test_product_rule_integrates_products():
+    z, log_weight = trapezoid_normal(24)
+    nodes, log_weights = product_rule(z, log_weight, 3)
+    assert nodes.shape == (24**3, 3)
+    assert log_weights.shape == (24**3,)
+    got = (torch.exp(log_weights) * torch.exp(nodes @ torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64))).sum()
+    assert float(got) == pytest.approx(math.exp(0.5 * 0.98), rel=1e-10)
+    alone, weights = product_rule(z, log_weight, 1)
+    assert torch.equal(alone[:, 0], z)
+    assert torch.equal(weights, log_weight)
