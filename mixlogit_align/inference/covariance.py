@@ -199,5 +199,8 @@ def delta_method(
     covariance : torch.Tensor, shape (Q, Q)
     """
     params = params.detach()
+    values = transform(params)
+    if not len(values):  # autograd refuses a function without values
+        return values, covariance.new_zeros(0, 0)
     jacobian = torch.autograd.functional.jacobian(transform, params)
-    return transform(params), jacobian @ covariance @ jacobian.T
+    return values, jacobian @ covariance @ jacobian.T

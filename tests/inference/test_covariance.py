@@ -113,3 +113,8 @@ def test_delta_method_of_exp_and_a_ratio() -> None:
     jacobian = torch.tensor([[2.0, 0.0], [-b / a**2, 1.0 / a]], dtype=torch.float64)
     torch.testing.assert_close(values, torch.tensor([2.0, b / a], dtype=torch.float64))
     torch.testing.assert_close(spread, jacobian @ covariance @ jacobian.T)
+
+
+def test_delta_method_of_nothing_is_nothing() -> None:
+    values, spread = delta_method(lambda t: t[:0], torch.ones(2).double(), torch.eye(2).double())
+    assert (tuple(values.shape), tuple(spread.shape)) == ((0,), (0, 0))
