@@ -9,8 +9,9 @@ import torch
 
 from mixlogit_align import FixedDraws, MixedLogit, MonteCarlo
 from mixlogit_align.distributions import Triangular
-from mixlogit_align.econometrics import ChoiceData, MixedLogitModel, simulate_choices
+from mixlogit_align.econometrics import ChoiceData, Random, simulate_choices
 from mixlogit_align.econometrics.compression import STEP, Compression, compress
+from mixlogit_align.econometrics.strength import StrengthModel
 
 COV_TYPES = ("hessian", "bhhh", "robust")
 
@@ -147,8 +148,12 @@ def cross_section(spread: float, count: int = 4000, alternatives: int = 2) -> Ch
     return simulate_choices(mixing, num_individuals=count, num_alternatives=alternatives, seed=3).data
 
 
+def model_of(data: ChoiceData, family: str = "lognormal") -> StrengthModel:
+    return StrengthModel(data, "x", Random(family))
+
+
 def fit(data: ChoiceData, *, by_row: bool = False, family: str = "lognormal", **options: Any) -> Any:
-    model = MixedLogitModel(data, random={"x": family})
+    model = model_of(data, family)
     if by_row:
         model.__dict__["_compressed"] = None
     return model.fit(**options)
@@ -165,7 +170,7 @@ def fit(data: ChoiceData, *, by_row: bool = False, family: str = "lognormal", **
 )
 def test_the_fit_is_that_by_row(family: str, spread: float, cov_type: str, count: int) -> None:
     data = cross_section(spread, count)
-    assert MixedLogitModel(data, random={"x": family})._compressed is not None
+    assert model_of(data, family)._compressed is not None
     ours, theirs = (fit(data, by_row=by_row, family=family, cov_type=cov_type) for by_row in (False, True))
     assert ours.at_boundary == theirs.at_boundary
     assert ours.converged
@@ -180,7 +185,7 @@ def test_the_fit_is_that_by_row(family: str, spread: float, cov_type: str, count
 
 def test_the_report_says_what_the_grid_costs() -> None:
     data = cross_section(0.7)
-    model = MixedLogitModel(data, random={"x": "lognormal"})
+    model = model_of(data)
     result = model.fit()
     exact = float((data.weights * model.loglik(result.mixing)).sum())
     assert result.integration.error == pytest.approx(exact - result.loglik, abs=1e-9)
@@ -194,7 +199,7 @@ def test_the_report_says_what_the_grid_costs() -> None:
 def test_draws_are_the_users_and_stay_by_row(rule: Any) -> None:
     data = cross_section(0.7)
     result = fit(data, integration=rule)
-    by_row = MixedLogitModel(data, random={"x": "lognormal"}).loglik(result.mixing, rule)
+    by_row = model_of(data).loglik(result.mixing, rule)
     assert result.loglik == pytest.approx(float((data.weights * by_row).sum()), rel=1e-13)
 
 
@@ -205,7 +210,7 @@ def test_only_single_pairs_are_compressed(kind: str) -> None:
         data = simulate_choices(mixing, num_individuals=500, num_situations=10, seed=1).data
     else:
         data = cross_section(0.7, alternatives=3)
-    assert MixedLogitModel(data, random={"x": "normal"})._compressed is None
+    assert model_of(data, "normal")._compressed is None
 
 
 def test_a_difference_of_0_is_a_coin() -> None:
