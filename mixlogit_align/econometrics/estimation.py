@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,10 +19,11 @@ from mixlogit_align.econometrics.nodes import NodeMaker, first_maker
 from mixlogit_align.econometrics.specification import TAU, Specification
 from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
 from mixlogit_align.inference import (
+    Approach,
     Derivatives,
     MaximumLikelihood,
     Restricted,
-    gradient_norm,
+    approach_loglik,
     maximize_loglik,
     refine_loglik,
 )
@@ -31,8 +33,11 @@ _SEPARATED = 1e-7
 # Nodes about individuals' modes follow the estimates until these move by less, in standard errors.
 _SETTLED = 0.05
 _ROUNDS = 3
+# Individuals a parameter above which the outer product of scores stands for the Hessian in the first stage.
+_ENOUGH = 5
 
 Watch = Callable[[str, int, float], None]
+_Counted = TypeVar("_Counted", Approach, MaximumLikelihood)
 
 
 def no_watch(stage: str, evaluations: int, loglik: float) -> None:
@@ -46,6 +51,7 @@ class _Watched:
     loglik: SimulatedLoglik
     stage: str
     watch: Watch
+    outer_product: bool = False
     evaluations: int = 0
 
     def gradient(self, params: Tensor) -> tuple[float, Tensor]:
@@ -55,8 +61,8 @@ class _Watched:
         return found
 
     def derivatives(self, params: Tensor) -> Derivatives:
-        """Log-likelihood, gradient and Hessian."""
-        found = self.loglik.derivatives(params)
+        """Log-likelihood, gradient and Hessian, or what stands for it."""
+        found = self.loglik.outer_product(params) if self.outer_product else self.loglik.derivatives(params)
         self._seen(found.value)
         return found
 
@@ -287,35 +293,42 @@ class Search:
         natural = torch.tensor([{**start, **held}[name] for name in names], dtype=torch.float64)
         theta = self.specification.theta(natural)
         free = torch.tensor([i for i, name in enumerate(names) if name not in held], dtype=torch.int64)
-        first = maker.few() if maker else first_maker(self.data, self.specification)
-        coarse, maximum = self._climb(first, theta, free, None, "few draws")
-        theta = self._oriented(coarse.full(maximum.params), held)
+        maker_of_few = maker.few() if maker else first_maker(self.data, self.specification)
+        # scores cost no more than a gradient; of few individuals they do not tell the curvature
+        cheap = self.data.num_individuals >= _ENOUGH * len(free)
+        coarse = self._at(maker_of_few, theta, free, "few draws", outer_product=cheap)
+        begun = self._counted(maximize_loglik(coarse, theta[free], polish=False))
+        theta = self._oriented(coarse.full(begun.params), held)
+        spread = (
+            torch.linalg.pinv(-begun.hessian, hermitian=True) if torch.isfinite(begun.hessian).all() else -begun.hessian
+        )
         maker = maker or self.make(theta)
-        hessian: Tensor | None = maximum.hessian
-        rounds = _ROUNDS if maker.centred else 1
-        for i in range(rounds):
+        stage = repr(maker.rule)
+        for _ in range(_ROUNDS if maker.centred else 0):
             before = theta
-            restricted, maximum = self._climb(maker, theta, free, hessian, f"{maker.rule!r}")
-            theta, hessian = restricted.full(maximum.params), maximum.hessian
-            moved = gradient_norm(maximum.hessian @ (theta - before)[free], maximum.hessian)
-            if i + 1 < rounds and not moved > _SETTLED:
+            restricted = self._at(maker, theta, free, stage)
+            near = self._counted(approach_loglik(restricted, theta[free], spread))
+            theta, spread = restricted.full(near.params), near.covariance
+            step = (theta - before)[free]
+            if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
+        restricted = self._at(maker, theta, free, stage)
+        maximum = self._counted(refine_loglik(restricted, theta[free], spread))
         watched = restricted.loglik
         assert isinstance(watched, _Watched)
-        return Found(maximum, theta, free, watched.loglik, maker, (), *self._counts)
+        return Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
 
-    def _climb(
-        self, maker: NodeMaker, theta: Tensor, free: Tensor, hessian: Tensor | None, stage: str
-    ) -> tuple[Restricted, MaximumLikelihood]:
+    def _at(
+        self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str, *, outer_product: bool = False
+    ) -> Restricted:
+        """The log-likelihood with nodes made for ``theta``."""
         loglik = SimulatedLoglik(self.data, self.specification, maker.nodes(theta))
-        restricted = Restricted(_Watched(loglik, stage, self.watch), free, theta)
-        if hessian is None:
-            maximum = maximize_loglik(restricted, theta[free], polish=False)
-        else:
-            maximum = refine_loglik(restricted, theta[free], hessian)
-        self._counts[0] += maximum.evaluations
-        self._counts[1] += maximum.iterations
-        return restricted, maximum
+        return Restricted(_Watched(loglik, stage, self.watch, outer_product), free, theta)
+
+    def _counted(self, found: _Counted) -> _Counted:
+        self._counts[0] += found.evaluations
+        self._counts[1] += found.iterations
+        return found
 
     def _oriented(self, theta: Tensor, held: dict[str, float]) -> Tensor:
         """Scales made positive: a reversed base variate is as good a draw."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -156,7 +156,7 @@ class Random:
         -1 for a coefficient that is minus a variable of a family that is not negative.
     start : tuple of two float, optional
         Natural parameters at which estimation starts.
-    mean_covariates : tuple of str
+    mean_covariates : sequence of str
         Attributes of the individual on which loc depends linearly (of exp(loc + ...) for a lognormal).
     bounds : tuple of two float, optional
         Of truncated_normal (0, inf) and johnson_sb (0, 1).
@@ -170,7 +170,7 @@ class Random:
     family: str
     sign: int = 1
     start: tuple[float, float] | None = None
-    mean_covariates: tuple[str, ...] = ()
+    mean_covariates: Sequence[str] = ()
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -183,9 +183,8 @@ class Random:
                     hint="a family of this list, with a leading '-' for minus a positive one",
                 )
             )
-        if isinstance(self.mean_covariates, str):
-            object.__setattr__(self, "mean_covariates", (self.mean_covariates,))
-        object.__setattr__(self, "mean_covariates", tuple(self.mean_covariates))
+        given = self.mean_covariates
+        object.__setattr__(self, "mean_covariates", (given,) if isinstance(given, str) else tuple(given))
         if self.mean_covariates and "loc" not in PARAMETERS[self.family]:
             raise InvalidInputError(
                 explain(

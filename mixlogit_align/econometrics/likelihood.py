@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -142,7 +143,7 @@ class PanelData:
         # alternatives that nobody is offered take no room
         others = max(1, int(offered.sum(1).max()))
         if others < index.shape[1]:
-            order = (~offered).to(torch.int8).argsort(1, stable=True)[:, :others]
+            order = (~offered).to(torch.int8).argsort(dim=1, stable=True)[:, :others]
             difference = difference.gather(1, order[..., None].expand(-1, -1, len(columns)))
             offered = offered.gather(1, order)
         self.others = others
@@ -348,6 +349,12 @@ class SimulatedLoglik:
         values, scores = self.scores(theta)
         return float(self.weights @ values), (self.weights @ scores).cpu()
 
+    def outer_product(self, theta: Tensor) -> Derivatives:
+        """Log-likelihood, gradient, and minus the outer product of scores in place of the Hessian (BHHH)."""
+        values, scores = self.scores(theta)
+        weighted = self.weights[:, None] * scores
+        return Derivatives(float(self.weights @ values), weighted.sum(0).cpu(), -(weighted.T @ scores).cpu())
+
     def derivatives(self, theta: Tensor) -> Derivatives:
         """Log-likelihood, gradient and Hessian."""
 
@@ -358,12 +365,9 @@ class SimulatedLoglik:
             rows = [torch.autograd.grad(g, leaf, retain_graph=True, materialize_grads=True)[0] for g in gradient]
             return float(weighted.detach()), gradient.detach().cpu(), torch.stack(rows).cpu()
 
-        value, gradient, hessian = 0.0, 0.0, 0.0
-        for part in self._map(work):
-            value, gradient, hessian = value + part[0], gradient + part[1], hessian + part[2]
-        assert isinstance(gradient, Tensor)
-        assert isinstance(hessian, Tensor)
-        return Derivatives(value, gradient, (hessian + hessian.T) / 2)
+        values, gradients, hessians = zip(*self._map(work), strict=True)
+        hessian = torch.stack(hessians).sum(0)
+        return Derivatives(math.fsum(values), torch.stack(gradients).sum(0), (hessian + hessian.T) / 2)
 
 
 def _in_threads(work: Callable[[_Chunk], Any], chunks: list[_Chunk], threads: int) -> Iterator[Any]:

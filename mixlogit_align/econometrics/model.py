@@ -187,7 +187,7 @@ class MixedLogitModel:
         torch.Tensor, shape (N,)
             Frequencies not counted.
         """
-        if isinstance(at, TorchDistribution):
+        if not isinstance(at, Mapping):
             if self._strength is None:
                 raise InvalidInputError(
                     explain("at", got=repr(at), expected="natural parameters", hint="result.params")
@@ -376,10 +376,10 @@ class MixedLogitModel:
             raise InvalidInputError(
                 explain(
                     "start",
-                    got={n: given[n] for n in bad},
+                    got={name: given[name] for name in bad},
                     expected="finite values, positive where they must be",
                     hint="start=None",
-                )  # fmt: skip
+                )
             )
         return {**default, **given}
 
@@ -419,7 +419,7 @@ class MixedLogitModel:
 
         def refit(weights: Tensor) -> Tensor | None:
             loglik = found.loglik.weighted(weights)
-            again = refine_loglik(Restricted(loglik, free, theta), theta[free], maximum.hessian)
+            again = refine_loglik(Restricted(loglik, free, theta), theta[free], torch.linalg.inv(-maximum.hessian))
             return again.params if again.converged else None
 
         message, converged = maximum.message, maximum.converged

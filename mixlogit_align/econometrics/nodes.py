@@ -31,6 +31,7 @@ _CENTRED_NODES = 32
 _NEGLIGIBLE = 1e-24
 # Default number of draws.
 _CENTRED_DRAWS = 128
+_PRIOR_SHARE = 0.1
 _DRAWS = 1024
 # Largest work, utilities times nodes, of quadrature in two dimensions by default.
 _AFFORDABLE = 2e7
@@ -174,7 +175,9 @@ class NodeMaker:
         else:
             assert isinstance(rule, ImportanceSampling)
             uniforms = rule.base_draws().uniforms_nd(torch.arange(n), m)
-            points, log_weights = importance_nodes(proposals, torch.special.ndtri(uniforms), rule.scale)
+            points, log_weights = importance_nodes(
+                proposals, torch.special.ndtri(uniforms), rule.scale, prior_share=rule.prior_share
+            )
         return Nodes(spec.base_of_normal(points), log_weights)
 
 
@@ -214,7 +217,7 @@ def default_maker(data: PanelData, specification: Specification, theta: Tensor) 
     if dims <= 1:
         return NodeMaker(Quadrature(), data, specification)
     if data.is_panel:
-        maker = NodeMaker(ImportanceSampling(_CENTRED_DRAWS), data, specification)
+        maker = NodeMaker(ImportanceSampling(_CENTRED_DRAWS, prior_share=_PRIOR_SHARE), data, specification)
         effective = effective_draws(SimulatedLoglik(data, specification, maker.nodes(theta)), theta)
         if float(effective.quantile(0.05)) >= _LEAST_EFFECTIVE * _CENTRED_DRAWS:
             return maker

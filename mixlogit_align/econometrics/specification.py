@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from mixlogit_align.distributions import TruncatedNormal
@@ -68,7 +69,7 @@ class Specification:
     def of(
         cls,
         fixed: Sequence[str],
-        random: Mapping[str, object],
+        random: Mapping[str, str | Random | TorchDistribution],
         correlated: bool | Sequence[Sequence[str]],
         wtp_space: str | None,
         scale_heterogeneity: bool,
@@ -161,7 +162,7 @@ class Specification:
     def mirrored(self) -> dict[str, tuple[int, tuple[str, ...]]]:
         """Scales of either sign: reversing base variate m and the sign of these parameters changes nothing."""
         position = {name: m for m, name in enumerate(self.random)}
-        found = {}
+        found: dict[str, tuple[int, tuple[str, ...]]] = {}
         for name in self.scales:
             if name in self.logged:
                 continue

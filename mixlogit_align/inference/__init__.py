@@ -16,16 +16,25 @@ from mixlogit_align.inference.derivatives import (
     individual_scores,
 )
 from mixlogit_align.inference.hypothesis import WaldStatistic, likelihood_ratio_pvalue, mixture_weights, wald
-from mixlogit_align.inference.optimize import MaximumLikelihood, gradient_norm, maximize_loglik, refine_loglik
+from mixlogit_align.inference.optimize import (
+    Approach,
+    MaximumLikelihood,
+    approach_loglik,
+    gradient_norm,
+    maximize_loglik,
+    refine_loglik,
+)
 from mixlogit_align.inference.resampling import Bootstrap, bootstrap, bootstrap_covariance, bootstrap_weights
 
 __all__ = [
+    "Approach",
     "Bootstrap",
     "Derivatives",
     "Differentiated",
     "MaximumLikelihood",
     "Restricted",
     "WaldStatistic",
+    "approach_loglik",
     "bhhh_covariance",
     "bootstrap",
     "bootstrap_covariance",

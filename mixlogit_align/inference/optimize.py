@@ -220,39 +220,50 @@ def maximize_loglik(
     return _evidence(point, at, norm, gradient_tolerance, iterations, evaluations, doubts)
 
 
-def refine_loglik(
-    loglik: Differentiated,
-    start: torch.Tensor,
-    hessian: torch.Tensor,
-    *,
-    gradient_tolerance: float = 1e-6,
-    max_iterations: int = 100,
-) -> MaximumLikelihood:
-    """Maximise a log-likelihood from near its maximum, with few Hessians.
+@dataclass(frozen=True)
+class Approach:
+    """A point near a maximum.
 
-    BFGS (scipy) in coordinates in which ``hessian`` is minus the identity, to a gradient of 1e-3 standard errors; there
-    one exact Hessian, with which Newton steps end the work. Where this does not arrive,
-    :func:`maximize_loglik` goes on from the best point.
+    Attributes
+    ----------
+    params : torch.Tensor, shape (P,)
+    covariance : torch.Tensor, shape (P, P)
+        About the inverse of minus the Hessian.
+    iterations, evaluations : int
+    """
+
+    params: torch.Tensor
+    covariance: torch.Tensor
+    iterations: int
+    evaluations: int
+
+
+def approach_loglik(
+    loglik: Differentiated, start: torch.Tensor, covariance: torch.Tensor, *, max_iterations: int = 100
+) -> Approach:
+    """Climb to a gradient of 1e-3 standard errors by gradients alone.
+
+    BFGS (scipy) in coordinates in which ``covariance`` is the identity, so that a step of length 1 is one standard
+    error.
 
     Parameters
     ----------
     loglik : Differentiated
     start : torch.Tensor, shape (P,)
-    hessian : torch.Tensor, shape (P, P)
-        Of a similar log-likelihood, such as one simulated with fewer draws.
-    gradient_tolerance, max_iterations
-        As in :func:`maximize_loglik`.
+    covariance : torch.Tensor, shape (P, P)
+        About the inverse of minus the Hessian; where it is not positive definite, that of the Hessian at ``start``
+        after the steps of :func:`maximize_loglik`.
+    max_iterations : int
 
     Returns
     -------
-    MaximumLikelihood
-        Its Hessian is the exact one, within 1e-2 standard errors of ``params``.
+    Approach
     """
-    factor, failed = torch.linalg.cholesky_ex(-hessian)
-    if failed or not torch.isfinite(factor).all():
-        return maximize_loglik(loglik, start, gradient_tolerance=gradient_tolerance)
-    # (-H)^-1 = W W', so that a step of length 1 is one standard error
-    whiten = torch.linalg.solve_triangular(factor.T, torch.eye(len(start), dtype=start.dtype), upper=True)
+    whiten, failed = torch.linalg.cholesky_ex(torch.nan_to_num(covariance))
+    if failed:
+        there = maximize_loglik(loglik, start, polish=False)
+        inverse = torch.linalg.pinv(-there.hessian, hermitian=True)
+        return Approach(there.params, inverse, there.iterations, there.evaluations)
     evaluations = 0
     best = start, -np.inf
 
@@ -274,15 +285,45 @@ def refine_loglik(
         method="BFGS",
         options={"gtol": 1e-3, "norm": 2, "maxiter": max_iterations},
     )
-    point = best[0]
+    inverse = torch.as_tensor(found.hess_inv, dtype=start.dtype)
+    return Approach(best[0], whiten @ inverse @ whiten.T, int(found.nit), evaluations)
+
+
+def refine_loglik(
+    loglik: Differentiated,
+    start: torch.Tensor,
+    covariance: torch.Tensor,
+    *,
+    gradient_tolerance: float = 1e-6,
+    max_iterations: int = 100,
+) -> MaximumLikelihood:
+    """Maximise a log-likelihood from near its maximum, with one Hessian.
+
+    :func:`approach_loglik`, there the exact Hessian, with which Newton steps end the work. Where this does not arrive,
+    :func:`maximize_loglik` goes on from the best point.
+
+    Parameters
+    ----------
+    loglik : Differentiated
+    start : torch.Tensor, shape (P,)
+    covariance : torch.Tensor, shape (P, P)
+        About the inverse of minus the Hessian, such as that of a log-likelihood simulated with fewer draws.
+    gradient_tolerance, max_iterations
+        As in :func:`maximize_loglik`.
+
+    Returns
+    -------
+    MaximumLikelihood
+        Its Hessian is the exact one, within 1e-2 standard errors of ``params``.
+    """
+    near = approach_loglik(loglik, start, covariance, max_iterations=max_iterations)
+    point, iterations, evaluations = near.params, near.iterations, near.evaluations + 1
     at = loglik.derivatives(point)
     norm = gradient_norm(at.gradient, at.hessian)
-    evaluations += 1
-    iterations = int(found.nit)
     if not norm < 1e-2:
         there = maximize_loglik(loglik, point, gradient_tolerance=gradient_tolerance)
         return replace(there, evaluations=there.evaluations + evaluations, iterations=there.iterations + iterations)
-    while norm > gradient_tolerance / 10:  # the Hessian stands: it changes by 1e-2 of itself at most
+    while norm > gradient_tolerance / 10:  # the Hessian stands: so close by it changes by 1e-2 of itself at most
         trial = point - torch.linalg.solve(at.hessian, at.gradient)
         value, gradient = loglik.gradient(trial)
         evaluations += 1
