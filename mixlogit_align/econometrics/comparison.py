@@ -40,6 +40,8 @@ class LikelihoodRatioTest:
         Of the chi-squares in the null distribution, by degrees of freedom.
     tested : tuple of str
         What the smaller model restricts.
+    error : float
+        How far integration may have moved the statistic: twice the integration errors of both models.
     note : str
         How the null distribution was chosen.
     """
@@ -49,12 +51,14 @@ class LikelihoodRatioTest:
     pvalue: float
     weights: dict[int, float]
     tested: tuple[str, ...]
+    error: float
     note: str
 
     def __str__(self) -> str:
         mixture = " + ".join((f"{w:g} " if w != 1 else "") + f"chi2({dof})" for dof, w in self.weights.items())
         return (
-            f"likelihood ratio {self.statistic:.4f}, null distribution {mixture}, p-value {self.pvalue:.4g}\n"
+            f"likelihood ratio {self.statistic:.4f} (integration error up to {self.error:.1e}), "
+            f"null distribution {mixture}, p-value {self.pvalue:.4g}\n"
             f"tested: {', '.join(self.tested)}\n{self.note}"
         )
 
@@ -133,8 +137,8 @@ def ratio_test(
     ConvergenceError
         If the larger model is less likely.
     """
-    statistic = 2.0 * (loglik - restricted_loglik)
-    if statistic < -2.0 * off_by - _ROUNDING:
+    statistic, error = 2.0 * (loglik - restricted_loglik), 2.0 * off_by
+    if statistic < -error - _ROUNDING:
         raise ConvergenceError(
             explain(
                 "likelihood ratio",
@@ -159,7 +163,7 @@ def ratio_test(
             note += "; binomial weights, right where the information about them is diagonal"
     statistic = max(statistic, 0.0)
     return LikelihoodRatioTest(
-        statistic, len(tested), likelihood_ratio_pvalue(statistic, weights), weights, tested, note
+        statistic, len(tested), likelihood_ratio_pvalue(statistic, weights), weights, tested, error, note
     )
 
 
@@ -269,9 +273,9 @@ class Comparison(Summary):
         statistics = (
             *((label, *map(_statistic_cell, values)) for label, values in _statistics(results).items()),
             ("covariance", *(result.cov_type for result in results)),
-            ("model", *(result.specification for result in results)),
         )
         foot = (
+            *(f"{name}: {result.specification}" for name, result in zip(names, results, strict=True)),
             "standard errors in parentheses",
             *([f"† {BOUNDARY_ERROR}"] if marked else []),
             *(["not the same data: log-likelihoods and criteria do not compare"] if len(data) > 1 else []),

@@ -438,8 +438,10 @@ class MixedLogitResult:
         smallest = min(self.hessian_eigenvalues.tolist(), default=math.nan)
         fixed = f"; with a fixed strength {self.fixed.loglik:.6f}" if self.fixed else ""
         ess = self.integration.ess
+        nearly = self.at_boundary and not self.without_std_error
         lines = [
             *([f"† {BOUNDARY_ERROR}"] if self.without_std_error else []),
+            *(["at the boundary: a scale is 0 but for rounding"] if nearly else []),
             *([f"not in the model: {', '.join(self.not_in_model)}"] if self.not_in_model else []),
             f"log-likelihood {self.loglik:.6f}; with equal shares {self.null_loglik:.6f}{fixed}",
             f"rho-squared {self.rho_squared:.4f}, adjusted {self.adjusted_rho_squared:.4f}; "
