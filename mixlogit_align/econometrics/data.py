@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from mixlogit_align.econometrics.columns import (
+    Array,
+    finite_numbers,
+    label_codes,
+    numeric_columns,
+    reject_rows,
+    require_columns,
+    require_frame,
+    show,
+    zero_or_one,
+)
 from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,6 +199,7 @@ class ChoiceData:
             "individuals",
             lowest != highest,
             what=f"attribute {variable!r}",
+            got="different values",
             expected="one value within an individual, over situations and available alternatives",
             hint="a column of the individual, or a coefficient of its own for this attribute",
         )
@@ -275,6 +285,7 @@ class ChoiceData:
             "situations",
             lowest != highest,
             what=f"attribute {variable!r}",
+            got="different values",
             expected="one value over the alternatives",
             hint="the attribute itself in the utilities, or only columns of the individual or the situation here",
         )
@@ -344,22 +355,24 @@ class ChoiceData:
                     explain(name, got=list(labels), expected="each name once", hint="joining or renaming the double")
                 )
 
-        strangers = (self.individual < 0) | (self.individual >= n)
-        self._require("situations", strangers, what="individual", expected=f"an index 0..{n - 1}")
-        numbers = torch.bincount(self.individual, minlength=n)
-        self._require("individuals", numbers == 0, what="individual", expected="one situation or more")
-        positive = self.weights.isfinite() & (self.weights > 0)
-        self._require("individuals", ~positive, what="weights", expected="a positive frequency")
-        infinite = ~self.attributes.isfinite().flatten(1).all(1)
-        self._require("situations", infinite, what="attributes", expected="finite numbers")
-        hidden = (self.attributes * ~self.available[..., None]).flatten(1).any(1)
-        self._require("situations", hidden, what="attributes", expected="0 where an alternative is not available")
-        small = self.available.sum(1) < 2
-        self._require("situations", small, what="available", expected="two or more alternatives to choose from")
-        outside = (self.choice < 0) | (self.choice >= j)
-        self._require("situations", outside, what="choice", expected=f"an index 0..{j - 1}")
-        refused = ~self.available.gather(1, self.choice[:, None])[:, 0]
-        self._require("situations", refused, what="choice", expected="the chosen alternative to be available")
+        nobody = (self.individual < 0) | (self.individual >= n)
+        self._require("situations", nobody, what="individual", got="another index", expected=f"one of 0..{n - 1}")
+        idle = torch.bincount(self.individual, minlength=n) == 0
+        self._require("individuals", idle, what="individual", got="no situation", expected="one or more")
+        bad = ~(self.weights.isfinite() & (self.weights > 0))
+        self._require("individuals", bad, what="weights", got="another number", expected="a positive frequency")
+        bad = ~self.attributes.isfinite().flatten(1).all(1)
+        self._require("situations", bad, what="attributes", got="nan or infinity", expected="finite numbers")
+        bad = (self.attributes * ~self.available[..., None]).flatten(1).any(1)
+        self._require(
+            "situations", bad, what="attributes", got="values of absent alternatives", expected="0 where not available"
+        )
+        bad = self.available.sum(1) < 2
+        self._require("situations", bad, what="available", got="fewer than two alternatives", expected="a choice")
+        bad = (self.choice < 0) | (self.choice >= j)
+        self._require("situations", bad, what="choice", got="another index", expected=f"one of 0..{j - 1}")
+        bad = ~self.available.gather(1, self.choice[:, None])[:, 0]
+        self._require("situations", bad, what="choice", got="an absent alternative", expected="an available one")
 
         for variable in variables:
             lowest, highest = self._extremes(self.attribute(variable))
@@ -380,6 +393,7 @@ class ChoiceData:
         bad: torch.Tensor,
         *,
         what: str,
+        got: str,
         expected: str,
         hint: str = "correcting or leaving out these rows",
     ) -> None:
@@ -387,13 +401,11 @@ class ChoiceData:
         if bool(bad.any()):
             first = int(bad.nonzero()[0, 0])
             person = first if along == "individuals" else int(self.individual[first])
-            who = f"individual {self.individuals[person]!r}" if 0 <= person < len(self.individuals) else "nobody"
-            where = f"{who}, situation {first}" if along == "situations" else who
-            raise InvalidInputError(
-                explain(
-                    what, got=f"otherwise for {where} ({int(bad.sum())} such {along})", expected=expected, hint=hint
-                )
-            )
+            where = f"individual {self.individuals[person]!r}" if 0 <= person < len(self.individuals) else "nobody"
+            if along == "situations":
+                where += f" in situation {first}"
+            count = f"{int(bad.sum())} such {along}"
+            raise InvalidInputError(explain(what, got=f"{got} for {where} ({count})", expected=expected, hint=hint))
 
     @classmethod
     def from_long(
@@ -448,8 +460,8 @@ class ChoiceData:
         """
         import pandas as pd
 
-        _require_frame(frame, "frame")
-        _require_columns(
+        require_frame(frame, "frame")
+        require_columns(
             frame,
             {
                 "choice": [choice],
@@ -468,17 +480,17 @@ class ChoiceData:
             variables = [column for column in others if pd.api.types.is_numeric_dtype(frame[column])]
         _require_content(frame, variables)
 
-        row_alternative, alternatives = _codes(frame, alternative)
-        label, people = _codes(frame, situation)
+        row_alternative, alternatives = label_codes(frame, alternative)
+        label, people = label_codes(frame, situation)
         row_person = row_situation = label
         if individual is not None:
-            row_person, people = _codes(frame, individual)
+            row_person, people = label_codes(frame, individual)
             row_situation = pd.factorize(row_person * (label.max() + 1) + label)[0]
         chosen = _chosen(frame, choice, alternative, row_situation)
-        offered = np.ones_like(chosen) if availability is None else _indicator(frame, availability)
-        _reject_rows(frame, choice, chosen & ~offered, "the chosen alternative to be available")
+        offered = np.ones_like(chosen) if availability is None else zero_or_one(frame, availability)
+        reject_rows(frame, choice, chosen & ~offered, "the chosen alternative to be available")
         table = frame[list(variables)]
-        values = _columns(table if availability is None else table[offered], variables)
+        values = numeric_columns(table if availability is None else table[offered], variables)
 
         first_row = _first(row_situation)
         s, j = len(first_row), len(alternatives)
@@ -490,7 +502,7 @@ class ChoiceData:
         times = np.bincount(cell, minlength=s * j)
         if times.max() > 1:
             twice = pd.Series(cell).duplicated().to_numpy()
-            _reject_rows(frame, alternative, twice, "each alternative once in a situation", hint=anew)
+            reject_rows(frame, alternative, twice, "each alternative once in a situation", hint=anew)
         available = np.zeros(s * j, dtype=bool)
         available[cell] = offered
         sizes = available.reshape(s, j).sum(1)
@@ -571,7 +583,7 @@ class ChoiceData:
         """
         import pandas as pd
 
-        _require_frame(frame, "frame")
+        require_frame(frame, "frame")
         names = alternatives if isinstance(alternatives, Mapping) else {label: label for label in alternatives}
         labels = tuple(names.values())
         if len(labels) < 2 or len(set(labels)) < len(labels):
@@ -586,7 +598,7 @@ class ChoiceData:
         attribute_columns = {variable: _of_alternatives(variable, spec, labels) for variable, spec in varying.items()}
         offer_columns = {} if availability is None else _of_alternatives("availability", availability, labels)
         variables = [*varying, *constant]
-        _require_columns(
+        require_columns(
             frame,
             {
                 "choice": [choice],
@@ -603,25 +615,25 @@ class ChoiceData:
 
         available = np.ones((len(frame), len(labels)), dtype=bool)
         for name, column in offer_columns.items():
-            available[:, labels.index(name)] = _indicator(frame, column)
+            available[:, labels.index(name)] = zero_or_one(frame, column)
         chosen = pd.Index(list(names), tupleize_cols=False).get_indexer(frame[choice])
-        _reject_rows(frame, choice, chosen < 0, f"one of the alternatives {list(names)}")
+        reject_rows(frame, choice, chosen < 0, f"one of the alternatives {list(names)}")
         refused = ~available[np.arange(len(frame)), chosen]
-        _reject_rows(frame, choice, refused, "the chosen alternative to be available")
+        reject_rows(frame, choice, refused, "the chosen alternative to be available")
         sizes = available.sum(1)
-        _reject_rows(frame, choice, sizes < 2, "two or more alternatives to choose from in its row")
+        reject_rows(frame, choice, sizes < 2, "two or more alternatives to choose from in its row")
         attributes = np.zeros((*available.shape, len(variables)))
         for v, by in enumerate(attribute_columns.values()):
             for name, column in by.items():
                 j = labels.index(name)
-                attributes[available[:, j], j, v] = _numbers(frame.loc[available[:, j], [column]], column)
-        attributes[..., len(varying) :] = _columns(frame, constant)[:, None] * available[..., None]
+                attributes[available[:, j], j, v] = finite_numbers(frame.loc[available[:, j], [column]], column)
+        attributes[..., len(varying) :] = numeric_columns(frame, constant)[:, None] * available[..., None]
 
         keys = [*_maybe(individual), *_maybe(situation)]
         if situation is not None:
-            situations = _codes(frame, situation)[1]
+            situations = label_codes(frame, situation)[1]
             twice = frame.duplicated(keys).to_numpy()
-            _reject_rows(frame, situation, twice, "one row a situation", hint="from_long, if rows are alternatives")
+            reject_rows(frame, situation, twice, "one row a situation", hint="from_long, if rows are alternatives")
         else:
             situations = tuple(range(len(frame)))
         return _from_situations(
@@ -675,8 +687,8 @@ class ChoiceData:
             Naming the column and the row, or the file that is none.
         """
         table = _read_parquet(source) if isinstance(source, str | PathLike) else source
-        _require_frame(table, "source")
-        _require_columns(
+        require_frame(table, "source")
+        require_columns(
             table,
             {
                 "logratio_diff": ["logratio_diff"],
@@ -687,7 +699,7 @@ class ChoiceData:
         )
         _require_content(table, ["logratio_diff"])
         attributes = np.zeros((len(table), 2, 1))  # the rejected response is the origin
-        attributes[:, 1, 0] = _numbers(table, "logratio_diff")
+        attributes[:, 1, 0] = finite_numbers(table, "logratio_diff")
         return _from_situations(
             cls,
             table,
@@ -707,9 +719,9 @@ def _from_situations(
     cls: type[ChoiceData],
     frame: pd.DataFrame,
     *,
-    attributes: _Array,
-    available: _Array,
-    choice: _Array,
+    attributes: Array,
+    available: Array,
+    choice: Array,
     variables: Sequence[str],
     alternatives: tuple[Any, ...],
     situations: tuple[Any, ...],
@@ -721,7 +733,7 @@ def _from_situations(
     if individual is None:
         person, people = np.arange(len(frame)), situations
     else:
-        person, people = _codes(frame, individual)
+        person, people = label_codes(frame, individual)
     return cls(
         attributes=torch.from_numpy(attributes),
         available=torch.from_numpy(available),
@@ -740,15 +752,6 @@ def _maybe(column: str | None) -> list[str]:
     return [] if column is None else [column]
 
 
-def _require_frame(frame: object, name: str) -> None:
-    import pandas as pd
-
-    if not isinstance(frame, pd.DataFrame):
-        raise InvalidInputError(
-            explain(name, got=f"a {type(frame).__name__}", expected="a pandas DataFrame", hint="pandas.DataFrame(rows)")
-        )
-
-
 def _read_parquet(path: str | PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
@@ -763,21 +766,6 @@ def _read_parquet(path: str | PathLike[str]) -> pd.DataFrame:
                 hint="log_ratios.parquet of a run's folder, or a pandas DataFrame",
             )
         ) from error
-
-
-def _require_columns(frame: pd.DataFrame, roles: Mapping[str, Sequence[str]]) -> None:
-    columns = list(frame.columns)
-    for role, wanted in roles.items():
-        for column in wanted:
-            if columns.count(column) != 1:
-                raise InvalidInputError(
-                    explain(
-                        role,
-                        got=f"column {column!r}, which the table has {columns.count(column)} times",
-                        expected=f"one of {columns}",
-                        hint="the name of a column of the table",
-                    )
-                )
 
 
 def _require_content(frame: pd.DataFrame, variables: Sequence[str]) -> None:
@@ -813,47 +801,38 @@ def _of_alternatives(role: str, spec: str | Mapping[Any, str], labels: tuple[Any
     return spec
 
 
-def _codes(frame: pd.DataFrame, column: str) -> tuple[_Array, tuple[Any, ...]]:
-    """Number the labels of a column in the order in which they first appear."""
-    import pandas as pd
-
-    codes, labels = pd.factorize(frame[column])
-    _reject_rows(frame, column, codes < 0, "a label in every row")
-    return codes.astype(np.int64, copy=False), tuple(labels.tolist())
-
-
-def _first(codes: _Array) -> _Array:
+def _first(codes: Array) -> Array:
     """First row of each code, where codes are numbered in the order in which they first appear."""
     return np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
 
 
-def _frequencies(frame: pd.DataFrame, column: str | None, person: _Array) -> torch.Tensor:
+def _frequencies(frame: pd.DataFrame, column: str | None, person: Array) -> torch.Tensor:
     first = _first(person)
     if column is None:
         return torch.ones(len(first), dtype=torch.float64)
-    numbers = _numbers(frame, column)
-    _reject_rows(frame, column, numbers <= 0, "a positive frequency")
-    return torch.from_numpy(_constant(frame, column, numbers, person, first))
+    values = finite_numbers(frame, column)
+    reject_rows(frame, column, values <= 0, "a positive frequency")
+    return torch.from_numpy(_constant(frame, column, values, person, first))
 
 
-def _clusters(frame: pd.DataFrame, columns: Sequence[str], person: _Array) -> dict[str, torch.Tensor]:
+def _clusters(frame: pd.DataFrame, columns: Sequence[str], person: Array) -> dict[str, torch.Tensor]:
     first = _first(person)
     return {
-        column: torch.from_numpy(_constant(frame, column, _codes(frame, column)[0], person, first))
+        column: torch.from_numpy(_constant(frame, column, label_codes(frame, column)[0], person, first))
         for column in columns
     }
 
 
-def _constant(frame: pd.DataFrame, column: str, values: _Array, person: _Array, first: _Array) -> _Array:
+def _constant(frame: pd.DataFrame, column: str, values: Array, person: Array, first: Array) -> Array:
     """One value an individual."""
-    kept: _Array = values[first]
-    _reject_rows(
+    kept: Array = values[first]
+    reject_rows(
         frame, column, values != kept[person], "one value within an individual (a situation, where none is named)"
     )
     return kept
 
 
-def _chosen(frame: pd.DataFrame, choice: str, alternative: str, situation: _Array) -> _Array:
+def _chosen(frame: pd.DataFrame, choice: str, alternative: str, situation: Array) -> Array:
     """Which rows are chosen, from an indicator or from the label of the alternative chosen.
 
     An indicator is read first; labels 0 and 1 cannot be mistaken for one silently, since no situation would have
@@ -869,15 +848,15 @@ def _chosen(frame: pd.DataFrame, choice: str, alternative: str, situation: _Arra
     if not labelled.all():
         strange = ~(indicator | labelled)
         expected = f"0 or 1, or a label of column {alternative!r}"
-        _reject_rows(frame, choice, strange if strange.any() else ~indicator, expected)
+        reject_rows(frame, choice, strange if strange.any() else ~indicator, expected)
     codes = pd.factorize(column)[0]
     torn = codes != codes[_first(situation)][situation]
-    _reject_rows(frame, choice, torn, "0 or 1, or the label of the chosen alternative in every row of a situation")
+    reject_rows(frame, choice, torn, "0 or 1, or the label of the chosen alternative in every row of a situation")
     return (column.astype(object) == labels.astype(object)).to_numpy(dtype=bool)  # type: ignore[no-any-return]
 
 
 def _reject_torn(
-    frame: pd.DataFrame, individual: str, situation: str, alternative: str, same: _Array, chosen: _Array
+    frame: pd.DataFrame, individual: str, situation: str, alternative: str, same: Array, chosen: Array
 ) -> None:
     """Raise if the rows (R,) bool of one label of a situation, whoever's they are, make one whole situation."""
     rows = frame[same]
@@ -885,35 +864,20 @@ def _reject_torn(
     if len(people) > 1 and chosen[same].sum() == 1 and not rows[alternative].duplicated().any():
         raise InvalidInputError(
             explain(
-                f"situation {situation}={_show(rows[situation].iloc[0])}, from row {_show(rows.index[0])}",
-                got=f"rows under {len(people)} individuals, {', '.join(map(_show, people[:3]))}",
+                f"situation {situation}={show(rows[situation].iloc[0])}, from row {show(rows.index[0])}",
+                got=f"rows under {len(people)} individuals, {', '.join(map(show, people[:3]))}",
                 expected="all rows of a situation under one individual",
                 hint=f"correcting column {individual!r} in these rows",
             )
         )
 
 
-def _reject_rows(frame: pd.DataFrame, column: str, bad: Any, expected: str, hint: str | None = None) -> None:
-    """Raise if any row is bad, naming the first by its index label and counting the rest."""
-    rows = np.flatnonzero(np.asarray(bad))
-    if len(rows):
-        value = frame[column].iloc[rows[0]]
-        raise InvalidInputError(
-            explain(
-                f"column {column!r}",
-                got=f"{_show(value)} in row {_show(frame.index[rows[0]])} ({len(rows)} such rows)",
-                expected=expected,
-                hint=hint or "correcting or removing these rows, or naming another column",
-            )
-        )
-
-
 def _reject_situations(
     frame: pd.DataFrame,
-    first_row: _Array,
+    first_row: Array,
     keys: list[str],
-    counts: _Array,
-    bad: _Array,
+    counts: Array,
+    bad: Array,
     expected: str,
     hint: str = "completing or removing these situations",
 ) -> None:
@@ -921,45 +885,12 @@ def _reject_situations(
     situations = np.flatnonzero(bad)
     if len(situations):
         row = first_row[situations[0]]
-        where = ", ".join(f"{key}={_show(frame[key].iloc[row])}" for key in keys)
+        where = ", ".join(f"{key}={show(frame[key].iloc[row])}" for key in keys)
         raise InvalidInputError(
             explain(
-                f"situation {where}, from row {_show(frame.index[row])}",
+                f"situation {where}, from row {show(frame.index[row])}",
                 got=f"{counts[situations[0]]} ({len(situations)} such situations)",
                 expected=expected,
                 hint=hint,
             )
         )
-
-
-def _show(label: Any) -> str:
-    return repr(label.item() if isinstance(label, np.generic) else label)
-
-
-def _columns(frame: pd.DataFrame, columns: Sequence[str]) -> _Array:
-    """(R, C) numbers."""
-    return np.stack([_numbers(frame, column) for column in columns], -1) if columns else np.zeros((len(frame), 0))
-
-
-def _numbers(frame: pd.DataFrame, column: str) -> _Array:
-    import pandas as pd
-
-    if not pd.api.types.is_numeric_dtype(frame[column]):
-        raise InvalidInputError(
-            explain(
-                f"column {column!r}",
-                got=f"type {frame[column].dtype}",
-                expected="numbers",
-                hint="pandas.to_numeric, or dummy columns for a category",
-            )
-        )
-    values: _Array = frame[column].to_numpy(dtype=np.float64, na_value=np.nan)
-    _reject_rows(frame, column, ~np.isfinite(values), "a finite number in every row")
-    return values
-
-
-def _indicator(frame: pd.DataFrame, column: str) -> _Array:
-    values = _numbers(frame, column)
-    _reject_rows(frame, column, (values != 0) & (values != 1), "0 or 1")
-    indicator: _Array = values == 1
-    return indicator
