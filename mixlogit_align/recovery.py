@@ -159,7 +159,7 @@ def recover(case: Case) -> Recovered:
     else:  # the spread's error is no normal one at the boundary; the likelihood ratio judges it
         estimate, errors, judged = fit.moments, fit.moment_std_errors, ["x.mean"]
     z = {name: (estimate[name] - case.true[name]) / errors[name] for name in judged}
-    ratio = 2.0 * (fit.loglik - fit.fixed.loglik)
+    ratio = fit.likelihood_ratio_test().statistic
     checks = {"converged": fit.converged, "truth recovered": all(abs(value) <= Z_BOUND for value in z.values())}
     integration = f"{fit.integration.rule}, integration error {fit.integration.error:.0e}"
     note = f"{integration}; {fit.message}"

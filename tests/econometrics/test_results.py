@@ -6,6 +6,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -14,6 +16,7 @@ from scipy.stats import chi2, norm
 
 from mixlogit_align.distributions import Triangular
 from mixlogit_align.econometrics import (
+    ChoiceData,
     FixedStrength,
     IntegrationReport,
     MixedLogitModel,
@@ -434,6 +437,32 @@ def test_the_likelihood_ratio_of_a_real_fit_is_that_of_its_logliks() -> None:
     torch.testing.assert_close(torch.linalg.inv(-fit.hessian), fit.cov, rtol=1e-6, atol=0)
     assert float((fit.weights @ fit.scores).abs().max()) < 1e-6
     assert fit.null_loglik == pytest.approx(-600 * math.log(2.0))
+
+
+def test_nested_fits_of_several_coefficients(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    individual = np.repeat(np.arange(80), 8 * 3)
+    values = generator.normal(size=(len(individual), 2))
+    strengths = generator.normal([1.0, -1.0], [1.2, 0.0], size=(80, 2))[individual]
+    utility = ((values * strengths).sum(1) + generator.gumbel(size=len(individual))).reshape(-1, 3)
+    frame = pd.DataFrame(values, columns=["time", "cost"]).assign(
+        id=individual,
+        chid=np.arange(len(individual)) // 3,
+        alt=np.arange(len(individual)) % 3,
+        choice=(utility == utility.max(1, keepdims=True)).reshape(-1).astype(int),
+    )
+    data = ChoiceData.from_long(frame, choice="choice", alternative="alt", situation="chid", individual="id")
+    logit = MixedLogitModel(data, fixed=["time", "cost"], random={}).fit()
+    mixed = MixedLogitModel(data, fixed=["cost"], random={"time": "normal"}).fit()
+    found = mixed.likelihood_ratio_test(logit)
+    assert (found.tested, found.weights) == (("time.scale",), {0: 0.5, 1: 0.5})
+    assert found.statistic == pytest.approx(2 * (mixed.loglik - logit.loglik))
+    assert found.pvalue < 1e-6
+    assert logit.wald_test("time + cost").statistic == pytest.approx(
+        (logit.params["time"] + logit.params["cost"]) ** 2 / float(logit.cov.sum()), rel=1e-9
+    )
+    mixed.save(tmp_path / "one.result")
+    assert MixedLogitResult.load(tmp_path / "one.result").summary == mixed.summary
 
 
 # --- Wald ------------------------------------------------------------------------------------------------------------
