@@ -150,38 +150,36 @@ class PanelData:
         self.num_individuals = data.num_individuals
         self.is_panel = bool(torch.bincount(data.individual).max() > 1)
         self.num_utilities = int(offered.sum())
+        # where the last search for individuals' modes ended, (N, M): the next begins there
+        self.modes: Tensor | None = None
         self.weights = data.weights.to(device)
         self.covariates = torch.stack(
             [data.covariate(name) for name in specification.covariates]
             or [torch.zeros(data.num_individuals, dtype=torch.float64)],
             dim=-1,
         ).to(device)
-        self.groups = list(self._groups(data, difference, offered, specification, device))
-
-    def _groups(
-        self,
-        data: ChoiceData,
-        difference: Tensor,
-        offered: Tensor,
-        specification: Specification,
-        device: torch.device | None,
-    ) -> Iterator[_Group]:
-        order = torch.argsort(data.individual, stable=True)
         counts = torch.bincount(data.individual, minlength=data.num_individuals)
+        order = torch.argsort(data.individual, stable=True)
         starts = counts.cumsum(0) - counts
         split = 0 if specification.all_vary else len(specification.fixed)
-        for t in counts.unique().tolist():
-            rows = (counts == t).nonzero()[:, 0]
-            situations = order[(starts[rows][:, None] + torch.arange(t))]
-            x = difference[situations].reshape(len(rows), t * self.others, -1)
-            absent = ~offered[situations].reshape(len(rows), t * self.others)
-            missing = torch.where(absent, -torch.inf, 0.0).to(torch.float64) if bool(absent.any()) else None
-            yield _Group(
+
+        def group(rows: Tensor, t: int) -> _Group:
+            position = torch.arange(t)
+            made = position < counts[rows][:, None]
+            situations = order[torch.where(made, starts[rows][:, None] + position, 0)]
+            present = (offered[situations] & made[..., None]).reshape(len(rows), t * others)
+            x = difference[situations].reshape(len(rows), t * others, -1) * present[..., None]
+            missing = None if bool(present.all()) else torch.where(present, 0.0, -torch.inf).to(torch.float64)
+            return _Group(
                 rows=rows.to(device),
                 fixed=x[..., :split].contiguous().to(device),
                 varying=x[..., split:].contiguous().to(device),
                 missing=None if missing is None else missing.to(device),
             )
+
+        self.groups = [group((counts == t).nonzero()[:, 0], t) for t in counts.unique().tolist()]
+        # one padded group, for work so small that calls cost more than numbers
+        self.everyone = group(torch.arange(data.num_individuals), int(counts.max()))
 
 
 @dataclass(frozen=True)
@@ -226,31 +224,23 @@ def node_derivatives(
     gradient : Tensor, shape (N, M)
     hessian : Tensor, shape (N, M, M)
     """
-    n, m = z.shape
-    theta = theta.to(data.weights)
-    z = z.to(data.weights)
-    value = -0.5 * (z * z).sum(-1)
-    gradient = -z
-    hessian = -torch.eye(m).to(z).repeat(n, 1, 1)
-    for group in data.groups:
-        leaf = z[group.rows].requires_grad_(True)
-        nodes = Nodes(specification.base_of_normal(leaf)[:, None], z.new_zeros(1, 1))
-        chunk = _Chunk(
-            rows=group.rows,
-            fixed=group.fixed,
-            varying=group.varying,
-            missing=group.missing,
-            covariates=data.covariates[group.rows],
-            nodes=nodes,
-            others=data.others,
-        )
-        loglik = chunk.loglik(specification, theta.expand(len(group.rows), -1))[:, 0]
-        (first,) = torch.autograd.grad(loglik.sum(), leaf, create_graph=True)
-        second = [torch.autograd.grad(first[:, i].sum(), leaf, retain_graph=True)[0] for i in range(m)]
-        value[group.rows] += loglik.detach()
-        gradient[group.rows] += first.detach()
-        hessian[group.rows] += torch.stack(second, 1)
-    return value, gradient, hessian
+    m = z.shape[1]
+    leaf = z.detach().to(data.weights, copy=True).requires_grad_(True)
+    everyone = data.everyone
+    chunk = _Chunk(
+        rows=everyone.rows,
+        fixed=everyone.fixed,
+        varying=everyone.varying,
+        missing=everyone.missing,
+        covariates=data.covariates,
+        nodes=Nodes(specification.base_of_normal(leaf)[:, None], leaf.new_zeros(1, 1)),
+        others=data.others,
+    )
+    loglik = chunk.loglik(specification, theta.to(leaf).expand(len(leaf), -1))[:, 0]
+    value = loglik - 0.5 * (leaf * leaf).sum(-1)
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+    rows = [torch.autograd.grad(gradient[:, i].sum(), leaf, retain_graph=True)[0] for i in range(m)]
+    return value.detach(), gradient.detach(), torch.stack(rows, 1)
 
 
 class SimulatedLoglik:

@@ -26,7 +26,7 @@ from mixlogit_align.numerics.quadrature import product_rule, trapezoid_normal
 
 # Default nodes a dimension of quadrature: about the prior where individuals choose once, about each one's mode else.
 _NODES = 64
-_CENTRED_NODES = 32
+_CENTRED_NODES = 64
 # Nodes of lower weight are left out; all together they weigh less than 1e-17.
 _NEGLIGIBLE = 1e-24
 # Default number of draws.
@@ -166,19 +166,47 @@ class NodeMaker:
     def _centred(self, theta: Tensor) -> Nodes:
         spec, rule, n = self.specification, self.rule, self.data.num_individuals
         m = spec.num_dims
-        proposals = laplace_proposals(
-            lambda z: node_derivatives(self.data, spec, theta, z), torch.zeros(n, m, dtype=torch.float64)
-        )
+        modes = self.data.modes
+        start = torch.zeros(n, m, dtype=torch.float64) if modes is None else modes
+        proposals = laplace_proposals(lambda z: node_derivatives(self.data, spec, theta, z), start)
+        self.data.modes = proposals.mode
         if isinstance(rule, Quadrature):
-            z, log_weight = trapezoid_normal(self._per_dimension)
-            points, log_weights = importance_nodes(proposals, z[None, :, None], _WIDTH, log_weight[None])
+            points, log_weights = _stretched(proposals.mode, proposals.factor[..., 0], self._per_dimension)
         else:
             assert isinstance(rule, ImportanceSampling)
-            uniforms = rule.base_draws().uniforms_nd(torch.arange(n), m)
-            points, log_weights = importance_nodes(
-                proposals, torch.special.ndtri(uniforms), rule.scale, prior_share=rule.prior_share
-            )
+            eps = torch.special.ndtri(rule.base_draws().uniforms_nd(torch.arange(n), m)).to(proposals.mode)
+            points, log_weights = importance_nodes(proposals, eps, rule.scale, prior_share=rule.prior_share)
         return Nodes(spec.base_of_normal(points), log_weights)
+
+
+def _stretched(mode: Tensor, sd: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Trapezoid nodes for E f(z), z ~ N(0, 1), dense about each individual's mode, out to where the prior ends.
+
+    ``z = mode + sd * sinh(a t) / a`` at equal steps of t, with a such that the ends reach 8.3 beyond 0 and mode: a skewed
+    likelihood's tail is the prior's, however narrow its mode.
+
+    Parameters
+    ----------
+    mode, sd : Tensor, shape (N, 1)
+    num_nodes : int
+
+    Returns
+    -------
+    nodes : Tensor, shape (N, K, 1)
+    log_weights : Tensor, shape (N, K)
+    """
+    last = 7.0  # sd of the narrower side that is resolved evenly
+    far = ((8.3 + mode.abs()) / (_WIDTH * sd)).clamp_min(last)
+    low, high = torch.full_like(far, 1e-3), torch.full_like(far, 10.0)
+    for _ in range(50):  # sinh(a t) / a grows with a
+        a = (low + high) / 2
+        short = torch.sinh(a * last) / a < far
+        low, high = torch.where(short, a, low), torch.where(short, high, a)
+    t = torch.linspace(-last, last, num_nodes, dtype=mode.dtype, device=mode.device)
+    z = mode + _WIDTH * sd * torch.sinh(a * t) / a
+    log_slope = torch.log(_WIDTH * sd * torch.cosh(a * t))
+    log_weights = -0.5 * z * z + log_slope + math.log(2.0 * last / (num_nodes - 1) / math.sqrt(2.0 * math.pi))
+    return z[..., None], log_weights
 
 
 def _equal(num_draws: int) -> Tensor:

@@ -212,7 +212,7 @@ class Specification:
     def base_of_normal(self, z: Tensor) -> Tensor:
         """Standard variables (..., M) from independent standard normals of the same shape."""
         columns = [
-            z[..., m] if BASE[family] is draws.standard_normal else BASE[family](torch.special.ndtr(z[..., m]))
+            z[..., m] if BASE[family] is draws.standard_normal else BASE[family](draws.probability(z[..., m]))
             for m, family in enumerate(self.bases)
         ]
         return torch.stack(columns, -1)
@@ -382,7 +382,7 @@ def _mean_sd(random: Random, first: Tensor, second: Tensor) -> tuple[Tensor, Ten
     if family in LOCATED:
         values = random.transform(first + second * z)
     else:
-        values = _quantile(random, first, second, torch.special.ndtr(z))
+        values = _quantile(random, first, second, draws.probability(z))
     weight = log_weight.exp()
     mean = (weight * values).sum()
     return mean, (weight * (values - mean) ** 2).sum().sqrt()
