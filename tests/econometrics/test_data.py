@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,45 @@ def test_rows_in_any_order_are_the_same_data() -> None:
     assert facts(shuffled) == facts(data)
 
 
+@pytest.mark.parametrize(
+    "labels", [{}, {"car": 1, "bus": 2}, {"car": 0, "bus": 1}, {"car": ("a", 1), "bus": ("b", 1)}], ids=str
+)
+def test_the_choice_may_be_the_label_of_the_alternative(labels: dict[str, Any]) -> None:
+    frame = long_table().assign(alt=lambda f: f["alt"].map(lambda label: labels.get(label, label)))
+    frame["chosen"] = frame["alt"].where(frame["choice"] == 1).groupby([frame["who"], frame["task"]]).transform("first")
+    flagged = ChoiceData.from_long(frame, **PANEL, variables=["time"])
+    if set(labels.values()) == {0, 1}:  # an indicator as well, by which all or none of a situation are chosen
+        with pytest.raises(InvalidInputError, match="one chosen alternative"):
+            ChoiceData.from_long(frame, **PANEL | {"choice": "chosen"}, variables=["time"])
+    else:
+        labelled = ChoiceData.from_long(frame, **PANEL | {"choice": "chosen"}, variables=["time"])
+        assert labelled.choice.tolist() == flagged.choice.tolist() == [0, 1, 1]
+
+
+def test_categories_may_be_the_choice() -> None:
+    frame = long_table().assign(chosen=pd.Categorical(["car", "car", "bus", "bus", "bus", "bus"]))
+    frame["alt"] = pd.Categorical(frame["alt"], categories=["taxi", "car", "bus"])
+    data = ChoiceData.from_long(frame, **PANEL | {"choice": "chosen"})
+    assert [data.alternatives[c] for c in data.choice.tolist()] == ["car", "bus", "bus"]
+
+
+def test_choice_sets_may_differ_by_lacking_rows() -> None:
+    frame = pd.concat(
+        [
+            long_table(),
+            pd.DataFrame(
+                {"who": ["cy"] * 3, "task": [1] * 3, "alt": ["taxi", "bus", "car"], "time": 1.5, "choice": [1, 0, 0]}
+            ),
+        ],
+        ignore_index=True,
+    )
+    data = ChoiceData.from_long(frame.sample(frac=1.0, random_state=1), **PANEL, variables=["time"])
+    sizes = {data.individuals[n]: size for n, size in zip(data.individual.tolist(), data.available.sum(1), strict=True)}
+    assert sizes == {"ann": 2, "bob": 2, "cy": 3}
+    assert not data.attributes[~data.available].any()
+    data.validate(["time"])
+
+
 def test_unavailable_and_absent_rows_are_the_same() -> None:
     frame = long_table().assign(available=1)
     taxi = pd.DataFrame(
@@ -145,6 +185,20 @@ def change(**cells: Any) -> Callable[[pd.DataFrame], pd.DataFrame]:
         pytest.param(change(choice=1), {}, r"who='ann', task=1.*row 'a'.*got 2.*one chosen", id="two chosen"),
         pytest.param(lambda f: f.assign(choice=0), {}, r"got 0 \(3 such situations\)", id="none chosen"),
         pytest.param(lambda f: f.drop("b"), {}, r"got 1 .*two or more alternatives", id="alone"),
+        pytest.param(change(who="bob", task=9), {}, r"got 1 .*two or more", id="its own situation"),
+        pytest.param(change(who="bob", task=1, alt="taxi"), {}, r"who='ann', task=1.*got 1", id="numbered anew"),
+        pytest.param(
+            lambda f: change(who="bob")(f.assign(task=[1, 1, 2, 2, 3, 3])),
+            {},
+            r"task=1, from row 'a'.*under 2 individuals, 'ann', 'bob'.*under one individual",
+            id="two individuals",
+        ),
+        pytest.param(
+            lambda f: f, {"choice": "colour"}, "'colour'.*'red' in row 'a'.*label of column 'alt'", id="colour"
+        ),
+        pytest.param(lambda f: f, {"clusters": ["alt"]}, r"'alt'.*'bus' in row 'b'.*one value", id="uneven cluster"),
+        pytest.param(change(colour=None), {"clusters": ["colour"]}, r"'colour'.*row 'b'.*label", id="no cluster"),
+        pytest.param(lambda f: f, {"variables": ["time", "time"]}, "each attribute once", id="attribute twice"),
         pytest.param(change(alt="car"), {}, r"'alt'.*'car' in row 'b'.*once in a situation", id="twice"),
         pytest.param(lambda f: f.iloc[:0], {}, "0 rows.*at least one", id="empty"),
         pytest.param(lambda f: f, {"variables": []}, "attributes", id="no attribute"),
@@ -196,6 +250,210 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, content: str | None
             ChoiceData.from_logratios(source)
 
 
+def wide_table() -> pd.DataFrame:
+    """The same choices as :func:`long_table`, one row each, and one more with a taxi."""
+    return pd.DataFrame(
+        {
+            "who": ["ann", "bob", "ann", "cy"],
+            "time_car": [1.0, 3.0, 4.0, 2.0],
+            "time_bus": [2.0, 5.0, 9.0, 8.0],
+            "time_taxi": [np.nan, np.nan, np.nan, 1.0],
+            "fare": [7, 8, 9, 10],
+            "income": [3.0, 4.0, 3.0, 5.0],
+            "taxi_AV": [0, 0, 0, 1],
+            "mode": ["car", "bus", "bus", "taxi"],
+            "code": [1, 2, 2, 3],
+            "region": ["n", "s", "n", "s"],
+        },
+        index=list("pqrs"),
+    )
+
+
+WIDE = {
+    "choice": "mode",
+    "alternatives": ["car", "bus", "taxi"],
+    "varying": {"time": "time_{alternative}", "cost": {"bus": "fare"}},
+    "constant": ["income"],
+    "individual": "who",
+    "availability": {"taxi": "taxi_AV"},
+}
+
+
+def test_a_wide_table_is_the_same_as_its_long_form() -> None:
+    wide = ChoiceData.from_wide(wide_table(), **WIDE, clusters=["region"])
+    rows = [
+        {
+            "who": row.who,
+            "task": task,
+            "alt": alternative,
+            "time": row[f"time_{alternative}"],
+            "cost": row.fare if alternative == "bus" else 0.0,
+            "income": row.income,
+            "there": alternative != "taxi" or row.taxi_AV,
+            "choice": row["mode"] == alternative,
+            "region": row.region,
+        }
+        for task, (_, row) in enumerate(wide_table().iterrows())
+        for alternative in WIDE["alternatives"]
+    ]
+    long = ChoiceData.from_long(
+        pd.DataFrame(rows), **PANEL, variables=["time", "cost", "income"], availability="there", clusters=["region"]
+    )
+    for name in ("attributes", "available", "choice", "individual", "weights"):
+        torch.testing.assert_close(getattr(wide, name), getattr(long, name), rtol=0, atol=0)
+    for name in ("variables", "alternatives", "individuals", "is_panel"):
+        assert getattr(wide, name) == getattr(long, name)
+    assert wide.cluster("region").tolist() == long.cluster("region").tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"choice": "code", "alternatives": {1: "car", 2: "bus", 3: "taxi"}},
+        {"availability": "{alternative}_AV"},
+    ],
+    ids=["coded choices", "pattern"],
+)
+def test_ways_to_say_the_same_of_a_wide_table(options: dict[str, Any]) -> None:
+    frame = wide_table().assign(car_AV=True, bus_AV=1)
+    ours, theirs = ChoiceData.from_wide(frame, **WIDE | options), ChoiceData.from_wide(frame, **WIDE)
+    assert ours.alternatives == theirs.alternatives == ("car", "bus", "taxi")
+    assert ours.choice.tolist() == theirs.choice.tolist() == [0, 1, 1, 2]
+    torch.testing.assert_close(ours.attributes, theirs.attributes)
+
+
+def test_a_wide_cross_section_is_named_by_its_situations() -> None:
+    frame = wide_table().assign(chid=list("wxyz"))
+    assert ChoiceData.from_wide(frame, **WIDE | {"individual": None}).individuals == (0, 1, 2, 3)
+    data = ChoiceData.from_wide(frame, **WIDE | {"individual": None, "situation": "chid"})
+    assert data.individuals == ("w", "x", "y", "z")
+    assert not data.is_panel
+
+
+@pytest.mark.parametrize(
+    ("cells", "options", "says"),
+    [
+        ({"time_bus": np.nan}, {}, r"'time_bus'.*nan in row 'q'"),
+        ({"income": np.inf}, {}, r"'income'.*inf in row 'q'"),
+        ({"mode": "boat"}, {}, r"'mode'.*'boat' in row 'q'.*one of the alternatives"),
+        ({"mode": None}, {}, r"'mode'.*in row 'q'.*one of the alternatives"),
+        ({"mode": "taxi"}, {}, r"'mode'.*'taxi' in row 'q'.*to be available"),
+        ({}, {"alternatives": ["car", "bus"]}, r"availability: got columns of \['taxi'\]"),
+        ({}, {"alternatives": ["car"]}, "alternatives.*two or more"),
+        ({}, {"varying": {"time": "time_car"}}, "a pattern with {alternative}.*constant="),
+        ({}, {"varying": {"cost": "cost_{alternative}"}}, "'cost_car'"),
+        ({}, {"varying": {}, "constant": []}, r"attributes \[\]"),
+        ({}, {"situation": "taxi_AV"}, r"'taxi_AV'.*0 in row 'r'.*one row a situation"),
+        ({}, {"availability": {"car": "taxi_AV", "bus": "taxi_AV"}}, "'mode'.*'car' in row 'p'.*available"),
+        ({}, {"availability": {"car": "none", "taxi": "none"}, "choice": "busy"}, "'busy'.*row 'p'.*two or more"),
+    ],
+)
+def test_errors_name_the_row_of_a_wide_table(cells: dict[str, Any], options: dict[str, Any], says: str) -> None:
+    frame = wide_table().assign(none=0, busy="bus")
+    for column, value in cells.items():
+        frame.loc["q", column] = value
+    with pytest.raises(InvalidInputError, match=says):
+        ChoiceData.from_wide(frame, **WIDE | options)
+
+
+def test_clusters_and_covariates_belong_to_individuals() -> None:
+    frame = long_table().assign(
+        town=lambda f: f["who"].map({"ann": "york", "bob": "leeds"}),
+        age=lambda f: f["who"].map({"ann": 40, "bob": 30}),
+        since=pd.Timestamp("2024-01-01"),
+    )
+    data = ChoiceData.from_long(frame, **PANEL, clusters=["town", "since"])
+    assert data.variables == ("time", "cost", "age")
+    assert {name: codes.tolist() for name, codes in data.clusters.items()} == {"town": [0, 1], "since": [0, 0]}
+    assert data.cluster("town").tolist() == [0, 1]
+    assert data.cluster("age").tolist() == [1, 0]  # a numeric attribute will do
+    assert data.covariate("age").tolist() == [40.0, 30.0]
+    assert data.covariate("age").dtype == torch.float64
+    with pytest.raises(
+        InvalidInputError, match=r"'time'.*individual 'ann' \(2 such individuals\).*within an individual"
+    ):
+        data.covariate("time")
+    with pytest.raises(InvalidInputError, match=r"cluster: got column 'who'.*\['town', 'since'\].*clusters=\['who'\]"):
+        data.cluster("who")
+
+
+def test_a_covariate_is_not_read_where_an_alternative_is_absent() -> None:
+    data = ChoiceData.from_wide(wide_table(), **WIDE)
+    assert data.covariate("income").tolist() == [3.0, 4.0, 5.0]  # the attribute is 0 for the absent taxi
+
+
+def test_constants_and_interactions_of_alternatives() -> None:
+    data = ChoiceData.from_wide(wide_table(), **WIDE)
+    more = data.with_constants().with_interactions("income", base="bus")
+    new = ("asc.bus", "asc.taxi", "income:car", "income:taxi")
+    assert more.variables == (*data.variables, *new)
+    assert more.attribute("asc.bus").tolist() == [[0.0, 1.0, 0.0]] * 4
+    assert more.attribute("asc.taxi").tolist() == [[0.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 1.0]]  # 0 where absent
+    assert more.attribute("income:car").tolist() == [[3.0, 0, 0], [4.0, 0, 0], [3.0, 0, 0], [5.0, 0, 0]]
+    assert more.attribute("income:taxi").tolist() == [[0.0, 0.0, 0.0]] * 3 + [[0.0, 0.0, 5.0]]
+    torch.testing.assert_close(more.attributes[..., :3], data.attributes)
+    more.validate(["time", "cost", *new])
+
+
+@pytest.mark.parametrize(
+    ("add", "says"),
+    [
+        (lambda d: d.with_constants(base="boat"), r"base: got 'boat'.*\['car', 'bus', 'taxi'\]"),
+        (lambda d: d.with_constants().with_constants(), r"asc\.bus.*twice"),
+        (lambda d: d.with_interactions("time"), "'time'.*individual 'ann' in situation 0.*over the alternatives"),
+        (lambda d: d.with_interactions("age"), "'age'.*one of"),
+    ],
+)
+def test_constants_and_interactions_that_make_no_sense(add: Callable[[ChoiceData], ChoiceData], says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        add(ChoiceData.from_wide(wide_table(), **WIDE))
+
+
+def test_an_attribute_needs_to_vary_over_alternatives() -> None:
+    data = ChoiceData.from_wide(wide_table(), **WIDE)
+    data.validate(["time", "cost"])
+    with pytest.raises(InvalidInputError, match=r"'income'.*not identified.*with_interactions\('income'\)"):
+        data.validate(["time", "income"])
+
+
+def spoilt(name: str, index: Any, value: Any) -> Callable[[ChoiceData], ChoiceData]:
+    def apply(data: ChoiceData) -> ChoiceData:
+        tensor = getattr(data, name).clone()
+        tensor[index] = value
+        return replace(data, **{name: tensor})
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (spoilt("attributes", (1, 0, 0), np.nan), "attributes.*nan.*individual 'bob' in situation 1.*finite"),
+        (spoilt("attributes", (1, 2, 0), 3.0), "absent alternatives for individual 'bob' in situation 1"),
+        (spoilt("available", (2, slice(1)), False), "fewer than two.*individual 'ann' in situation 2"),
+        (spoilt("choice", 0, 2), "choice.*absent.*individual 'ann' in situation 0"),
+        (spoilt("choice", 0, 3), r"choice.*another index.*0\.\.2"),
+        (spoilt("individual", 3, -1), "individual.*nobody in situation 3"),
+        (spoilt("individual", 1, 0), "no situation for individual 'bob'"),
+        (spoilt("weights", 2, 0.0), "weights.*individual 'cy'.*positive"),
+        (lambda d: replace(d, weights=d.weights[:2]), r"weights: got shape \(2,\)"),
+        (lambda d: replace(d, attributes=d.attributes.float()), "attributes.*float32.*float64"),
+        (lambda d: replace(d, variables=("time", "time", "cost")), "variables.*each name once"),
+        (lambda d: replace(d, alternatives=("car", "car", "bus")), "alternatives.*each name once"),
+        (lambda d: replace(d, clusters={"town": d.choice}), r"clusters\['town'\]: got shape \(4,\)"),
+    ],
+)
+def test_data_made_by_hand_are_checked(spoil: Callable[[ChoiceData], ChoiceData], says: str) -> None:
+    data = ChoiceData.from_wide(wide_table(), **WIDE)
+    data.validate()
+    attributes = data.attributes * data.available[..., None]
+    with pytest.raises(InvalidInputError, match=says):
+        bad = spoil(replace(data, attributes=attributes))
+        if says.startswith("fewer"):  # the values are absent with the alternative
+            bad = replace(bad, attributes=bad.attributes * bad.available[..., None])
+        bad.validate()
+
+
 def test_pairs_of_larger_sets_are_refused() -> None:
     third = long_table().iloc[[0]].assign(alt="taxi", choice=0)
     data = ChoiceData.from_long(pd.concat([long_table(), third]), **PANEL)
@@ -226,7 +484,10 @@ def test_logratios_are_choices_of_chosen_over_rejected(tmp_path: Path, suffix: s
     assert panel.individual.tolist() == [0, 1, 0]
     assert panel.weights.tolist() == [1.0, 1.0]  # pair_weight is no frequency
     assert panel.variables == ("logratio_diff",)
-    assert ChoiceData.from_logratios(source).num_individuals == 3
+    fresh = ChoiceData.from_logratios(source, clusters=["annotator_id"])
+    assert fresh.num_individuals == 3
+    assert fresh.cluster("annotator_id").tolist() == [0, 1, 0]
+    fresh.validate(["logratio_diff"])
 
 
 @pytest.mark.parametrize(
@@ -236,6 +497,8 @@ def test_logratios_are_choices_of_chosen_over_rejected(tmp_path: Path, suffix: s
         ({"logratio_diff": [1.0, np.nan]}, {}, "nan in row 1"),
         ({"logratio_diff": [1.0, 2.0], "who": ["u", None]}, {"individual": "who"}, "'who'.*row 1"),
         ({"logratio_diff": [1.0]}, {"weights": "times"}, "'times'"),
+        ({"logratio_diff": [1.0]}, {"clusters": ["town"]}, "'town'"),
+        ({"logratio_diff": []}, {}, "0 rows"),
     ],
 )
 def test_logratios_that_are_none_are_refused(table: dict[str, Any], options: Any, says: str) -> None:
