@@ -4,16 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference import (
     bhhh_covariance,
-    bootstrap,
-    bootstrap_covariance,
     clustered_covariance,
     hessian_covariance,
     robust_covariance,
@@ -45,46 +41,30 @@ def _column(cov_type: str) -> str | None:
     return inside[:-1] if inside != cov_type and inside.endswith(")") else None
 
 
-def covariance(
-    cov_type: str,
-    data: ChoiceData,
-    hessian: Tensor,
-    scores: Callable[[], Tensor],
-    refit: Callable[[Tensor], Tensor | None],
-    *,
-    num_replications: int,
-    seed: int,
-) -> Tensor:
+def covariance(cov_type: str, data: ChoiceData, hessian: Tensor, scores: Tensor) -> Tensor:
     """Covariance (P, P) of estimates.
 
     Parameters
     ----------
     cov_type : str
-        One of :data:`NAMES`.
+        One of :data:`NAMES` but the bootstrap, which refits.
     data : ChoiceData
     hessian : Tensor, shape (P, P)
         Of the log-likelihood at its maximum.
-    scores : callable
-        To the scores (N, P) of individuals, where they are asked for.
-    refit : callable
-        Weights (N,) to estimates (P,), or None where there are none; for the bootstrap.
-    num_replications, seed : int
-        Of the bootstrap.
+    scores : Tensor, shape (N, P)
+        Of individuals, frequencies not counted.
 
     Raises
     ------
     ConvergenceError
-        If a matrix is not positive definite, or the bootstrap fails too often.
+        If a matrix is not positive definite.
     """
     if cov_type == "hessian":
         return hessian_covariance(hessian)
     if cov_type == "bhhh":
-        return bhhh_covariance(scores(), data.weights)
+        return bhhh_covariance(scores, data.weights)
     if cov_type == "robust":
-        return robust_covariance(hessian, scores(), data.weights)
-    if cov_type == "bootstrap":
-        found = bootstrap(refit, data.weights, num_replications=num_replications, seed=seed)
-        return bootstrap_covariance(found.estimates)
+        return robust_covariance(hessian, scores, data.weights)
     column = _column(cov_type)
     assert column is not None, "checked before the fit"
-    return clustered_covariance(hessian, scores(), data.cluster(column), data.weights)
+    return clustered_covariance(hessian, scores, data.cluster(column), data.weights)

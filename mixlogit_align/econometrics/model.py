@@ -34,7 +34,14 @@ from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitRes
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.econometrics.strength import StrengthModel
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain
-from mixlogit_align.inference import Restricted, delta_method, refine_loglik, standard_errors
+from mixlogit_align.inference import (
+    Restricted,
+    bootstrap,
+    bootstrap_covariance,
+    delta_method,
+    refine_loglik,
+    standard_errors,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -424,15 +431,12 @@ class MixedLogitModel:
 
         message, converged = maximum.message, maximum.converged
         try:
-            free_cov = covariance(
-                cov_type,
-                self.data,
-                maximum.hessian,
-                lambda: scores_theta[:, free],
-                refit,
-                num_replications=num_replications,
-                seed=seed,
-            )
+            if cov_type == "bootstrap":
+                free_cov = bootstrap_covariance(
+                    bootstrap(refit, self.data.weights, num_replications=num_replications, seed=seed).estimates
+                )
+            else:
+                free_cov = covariance(cov_type, self.data, maximum.hessian, scores_theta[:, free])
         except ConvergenceError as error:
             free_cov = torch.full_like(maximum.hessian, math.nan)
             message = message if not converged else f"no standard errors: {error}"

@@ -182,7 +182,7 @@ class NodeMaker:
 def _stretched(mode: Tensor, sd: Tensor, num_nodes: int) -> tuple[Tensor, Tensor]:
     """Trapezoid nodes for E f(z), z ~ N(0, 1), dense about each individual's mode, out to where the prior ends.
 
-    ``z = mode + sd * sinh(a t) / a`` at equal steps of t, with a such that the ends reach 8.3 beyond 0 and mode: a skewed
+    ``z = mode + sd * sinh(a t) / a`` at equal steps of t, a such that the ends reach 8.3 beyond 0 and mode: a skewed
     likelihood's tail is the prior's, however narrow its mode.
 
     Parameters

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -17,6 +17,7 @@ from pyro.distributions import TorchDistribution
 from mixlogit_align.distributions import ClosedForm, Integration, Quadrature
 from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
 from mixlogit_align.econometrics.compression import STEP, Compression
+from mixlogit_align.econometrics.cov_types import covariance
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.families import FAMILIES, Random
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult
@@ -29,17 +30,13 @@ from mixlogit_align.errors import (
 )
 from mixlogit_align.inference import (
     MaximumLikelihood,
-    bhhh_covariance,
     delta_method,
-    hessian_covariance,
     individual_scores,
     maximize_loglik,
-    robust_covariance,
     standard_errors,
 )
 
 Mixing = Callable[[torch.Tensor], TorchDistribution]
-CovType = Literal["hessian", "bhhh", "robust"]
 # A gain in log-likelihood over a fixed strength below this is rounding, not evidence of heterogeneity.
 _NO_GAIN = 1e-7
 # A search whose spread has shrunk by this factor, with no gain over a fixed strength, is on its way to 0.
@@ -126,7 +123,7 @@ class StrengthModel:
         self,
         *,
         integration: Integration | None = None,
-        cov_type: CovType = "hessian",
+        cov_type: str = "hessian",
         start: Mapping[str, float] | None = None,
     ) -> MixedLogitResult:
         """Maximise the log-likelihood.
@@ -139,8 +136,8 @@ class StrengthModel:
         ----------
         integration : integration rule, optional
             None: the most accurate one for the family.
-        cov_type : {"hessian", "bhhh", "robust"}
-            One score an individual in the latter two.
+        cov_type : str
+            As :meth:`MixedLogitModel.fit`, but for the bootstrap.
         start : mapping, optional
             Natural parameters, ``{"x.loc": 0.0, "x.scale": 1.0}``.
 
@@ -156,7 +153,7 @@ class StrengthModel:
         Raises
         ------
         InvalidInputError
-            If ``cov_type`` or ``start`` is not as above, or a positive family meets a negative strength.
+            If ``start`` is not as above, or a positive family meets a negative strength.
         ConvergenceError
             If no finite strength maximises the likelihood (the attribute separates the choices).
 
@@ -165,15 +162,6 @@ class StrengthModel:
         Operations are many and small. On two idle cores a second torch thread saves a quarter of the time; where
         another process holds one of them, the fit takes 3 to 70 times as long as with ``torch.set_num_threads(1)``.
         """
-        if cov_type not in get_args(CovType):
-            raise InvalidInputError(
-                explain(
-                    "cov_type",
-                    got=repr(cov_type),
-                    expected=f"one of {list(get_args(CovType))}",
-                    hint="'hessian'",
-                )
-            )
         point = self._fit_fixed()
         centre = self._family.centre(point.params[0])
         slope = spread_slope(self._used(None), self._family, centre)
@@ -339,7 +327,7 @@ class StrengthModel:
                 break
         return max(found, key=lambda maximum: maximum.loglik)
 
-    def _inside(self, best: MaximumLikelihood, cov_type: CovType, integration: Integration | None) -> _Estimates:
+    def _inside(self, best: MaximumLikelihood, cov_type: str, integration: Integration | None) -> _Estimates:
         family = self._family
 
         def moments(theta: torch.Tensor) -> torch.Tensor:
@@ -371,7 +359,7 @@ class StrengthModel:
         point: MaximumLikelihood,
         centre: torch.Tensor,
         slope: float,
-        cov_type: CovType,
+        cov_type: str,
         integration: Integration | None,
     ) -> _Estimates:
         """No heterogeneity: the logit's estimate and spread 0, in the coordinates (centre, spread).
@@ -418,18 +406,9 @@ class StrengthModel:
             message=_BOUNDARY if converged else _LOST if slope > 0.0 else _SILENT,
         )
 
-    def _covariance(
-        self,
-        best: MaximumLikelihood,
-        scores: torch.Tensor,
-        cov_type: CovType,
-    ) -> torch.Tensor:
+    def _covariance(self, best: MaximumLikelihood, scores: torch.Tensor, cov_type: str) -> torch.Tensor:
         try:
-            if cov_type == "hessian":
-                return hessian_covariance(best.hessian)
-            if cov_type == "bhhh":
-                return bhhh_covariance(scores, self.data.weights)
-            return robust_covariance(best.hessian, scores, self.data.weights)
+            return covariance(cov_type, self.data, best.hessian, scores)
         except ConvergenceError:  # told by the result: not converged, standard errors unknown
             return torch.full_like(best.hessian, math.nan)
 

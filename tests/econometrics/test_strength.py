@@ -20,7 +20,13 @@ from mixlogit_align import (
     QuasiMonteCarlo,
 )
 from mixlogit_align.distributions import Triangular
-from mixlogit_align.econometrics import ChoiceData, MixedLogitModel, SimulatedChoices, simulate_choices, strength_likelihood
+from mixlogit_align.econometrics import (
+    ChoiceData,
+    MixedLogitModel,
+    SimulatedChoices,
+    simulate_choices,
+    strength_likelihood,
+)
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError
 
 
@@ -337,7 +343,7 @@ def test_no_heterogeneity_ends_at_the_boundary_with_finite_answers(family: str, 
     spread = result.moment_std_errors["x.sd"] / (result.fixed.estimate if family != "normal" else 1.0)
     centre = torch.tensor(result.fixed.estimate, dtype=torch.float64)
     centre = centre if family == "normal" else centre.log()
-    mixing = model._family.mixing(torch.stack([centre, torch.tensor(spread, dtype=torch.float64).log()]))
+    mixing = model._strength._family.mixing(torch.stack([centre, torch.tensor(spread, dtype=torch.float64).log()]))
     assert float(model.loglik(mixing).sum()) == pytest.approx(result.loglik - 0.5, abs=0.01)
 
 
@@ -380,7 +386,7 @@ def test_separated_choices_have_no_estimate() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 3.0])
 def test_an_attribute_that_does_not_vary_has_no_estimate(value: float) -> None:
-    with pytest.raises(ConvergenceError, match="varies"):
+    with pytest.raises(InvalidInputError, match="var"):
         fit(long_columns(simulated(individuals=30).frame.assign(x=value)))
 
 
@@ -393,8 +399,7 @@ def test_a_positive_family_needs_a_positive_effect() -> None:
 @pytest.mark.parametrize(
     ("random", "says"),
     [
-        ({}, "0 coefficients"),
-        ({"x": "normal", "y": "normal"}, r"2 coefficients \['x', 'y'\]"),
+        ({}, "no coefficient"),
         ({"speed": "normal"}, "'speed'.*'x'"),
         ({"x": "cauchy"}, "'cauchy'"),
     ],
@@ -402,12 +407,6 @@ def test_a_positive_family_needs_a_positive_effect() -> None:
 def test_specifications_that_are_refused(random: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         MixedLogitModel(simulated(individuals=5).data, random=random)
-
-
-def test_a_panel_of_several_alternatives_is_refused() -> None:
-    sample = simulate_choices(dist.Delta(*f64(1.0)), num_individuals=5, num_situations=2, num_alternatives=3, seed=0)
-    with pytest.raises(InvalidInputError, match="panel with more than two"):
-        MixedLogitModel(sample.data, random={"x": "normal"})
 
 
 @pytest.mark.parametrize(
