@@ -361,14 +361,14 @@ class ChoiceData:
         self._require("individuals", idle, what="individual", got="no situation", expected="one or more")
         bad = ~(self.weights.isfinite() & (self.weights > 0))
         self._require("individuals", bad, what="weights", got="another number", expected="a positive frequency")
+        bad = self.available.sum(1) < 2
+        self._require("situations", bad, what="available", got="fewer than two alternatives", expected="a choice")
         bad = ~self.attributes.isfinite().flatten(1).all(1)
         self._require("situations", bad, what="attributes", got="nan or infinity", expected="finite numbers")
         bad = (self.attributes * ~self.available[..., None]).flatten(1).any(1)
         self._require(
             "situations", bad, what="attributes", got="values of absent alternatives", expected="0 where not available"
         )
-        bad = self.available.sum(1) < 2
-        self._require("situations", bad, what="available", got="fewer than two alternatives", expected="a choice")
         bad = (self.choice < 0) | (self.choice >= j)
         self._require("situations", bad, what="choice", got="another index", expected=f"one of 0..{j - 1}")
         bad = ~self.available.gather(1, self.choice[:, None])[:, 0]
