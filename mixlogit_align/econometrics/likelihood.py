@@ -25,6 +25,35 @@ _CHUNK = 2**17
 _SAFE = 600.0
 
 
+def _choice_probabilities(beta: Tensor, offset: Tensor, x: Tensor, others: int) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods (n, K) and probabilities (n, E, K) of the alternatives not chosen.
+
+    beta (n, K, C), offset (n, E), x (n, E, C) with E = T * others.
+    """
+    n, e = offset.shape
+    u = torch.baddbmm(offset[..., None], x, beta.mT).view(n, e // others, others, beta.shape[1])
+    if u.amax() < _SAFE:  # the usual case saves a pass over u
+        odds = u.exp_()
+        total = odds.sum(2).add_(1.0)
+        value = total.log().sum(1).neg_()
+    else:
+        peak = u.amax(2, keepdim=True).clamp_min_(0.0)
+        odds = u.sub_(peak).exp_()
+        peak = peak.squeeze(2)
+        total = odds.sum(2).add_((-peak).exp())
+        value = (total.log() + peak).sum(1).neg_()
+    return value, odds.div_(total[:, :, None]).view(n, e, beta.shape[1])
+
+
+def _deviations(probability: Tensor, direction: Tensor, others: int) -> Tensor:
+    """p (h - mean of h over the situation), all (n, E, K): how probabilities move along utilities h."""
+    n, e, k = probability.shape
+    sets = (n, e // others, others, k)
+    weighted = probability * direction
+    mean = weighted.view(sets).sum(2, keepdim=True)
+    return weighted.view(sets).addcmul_(probability.view(sets), mean, value=-1.0).view(n, e, k)
+
+
 class _PanelLoglik(torch.autograd.Function):
     """sum_t -log(1 + sum_j exp(u_tj)) with u = x beta + offset, u the differences to the chosen alternative.
 
@@ -33,20 +62,7 @@ class _PanelLoglik(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, beta: Tensor, offset: Tensor, x: Tensor, others: int) -> Tensor:
-        n, e = offset.shape
-        u = torch.baddbmm(offset[..., None], x, beta.mT).view(n, e // others, others, beta.shape[1])
-        top = u.amax()
-        if top < _SAFE:  # the usual case saves a pass over u
-            odds = u.exp_()
-            total = odds.sum(2).add_(1.0)
-            value = total.log().sum(1).neg_()
-        else:
-            peak = u.amax(2, keepdim=True).clamp_min_(0.0)
-            odds = u.sub_(peak).exp_()
-            peak = peak.squeeze(2)
-            total = odds.sum(2).add_((-peak).exp())
-            value = (total.log() + peak).sum(1).neg_()
-        probability = odds.div_(total[:, :, None]).view(n, e, beta.shape[1])
+        value, probability = _choice_probabilities(beta, offset, x, others)
         ctx.save_for_backward(beta, offset, x, probability)
         ctx.others = others
         return value
@@ -74,14 +90,9 @@ class _PanelScore(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         g, x, probability = ctx.saved_tensors
         by_beta, by_offset = grads
-        n, e, k = probability.shape
-        # the direction's utilities, and their deviation from the mean over each situation
         h = torch.baddbmm(by_offset[..., None], x, by_beta.mT)
-        ph = probability * h
-        to_g = ph.sum(1).neg_()
-        sets = (n, e // ctx.others, ctx.others, k)
-        mean = ph.view(sets).sum(2, keepdim=True)
-        q = ph.view(sets).addcmul_(probability.view(sets), mean, value=-1.0).view(n, e, k).mul_(g[:, None])
+        to_g = (probability * h).sum(1).neg_()
+        q = _deviations(probability, h, ctx.others).mul_(g[:, None])
         return to_g, torch.bmm(q.mT, x).neg_(), q.sum(2).neg_(), None, None, None
 
 
@@ -161,7 +172,7 @@ class PanelData:
         counts = torch.bincount(data.individual, minlength=data.num_individuals)
         order = torch.argsort(data.individual, stable=True)
         starts = counts.cumsum(0) - counts
-        split = 0 if specification.all_vary else len(specification.fixed)
+        split = specification.num_constant
 
         def group(rows: Tensor, t: int) -> _Group:
             position = torch.arange(t)
@@ -197,11 +208,84 @@ class _Chunk:
     def loglik(self, specification: Specification, theta: Tensor) -> Tensor:
         """Log-likelihood (n, K) given the nodes; theta (n, P)."""
         constant, varying = specification.coefficients(theta, self.nodes.base, self.covariates)
-        offset = (self.fixed @ constant[..., None]).squeeze(-1)
-        if self.missing is not None:
-            offset = offset + self.missing
-        value: Tensor = _PanelLoglik.apply(varying, offset, self.varying, self.others)
+        value: Tensor = _PanelLoglik.apply(varying, self._offset(constant), self.varying, self.others)
         return value
+
+    def _offset(self, constant: Tensor) -> Tensor:
+        offset = (self.fixed @ constant[..., None]).squeeze(-1)
+        return offset if self.missing is None else offset + self.missing
+
+    def derivatives(self, specification: Specification, theta: Tensor, weights: Tensor) -> Derivatives:
+        """Log-likelihood, gradient and Hessian in theta (P,), individuals weighted by ``weights`` (n,).
+
+        With s_k and H_k the score and Hessian of the log-likelihood at node k, and pi_k its posterior probability,
+        an individual's Hessian is ``sum_k pi_k (s_k s_k' + H_k) - s s'``, ``s = sum_k pi_k s_k`` (Louis 1982).
+        """
+        n, p = len(self.rows), len(theta)
+        varying, column, parameter, jacobian = self._jacobian(specification, theta)
+        f, c = specification.num_constant, varying.shape[2]
+        offset = self._offset(theta[:f].expand(n, f))
+        value, probability = _choice_probabilities(varying, offset, self.varying, self.others)
+        joint = value + self.nodes.log_weight
+        total = torch.logsumexp(joint, 1)
+        posterior = torch.exp(joint - total[:, None])
+        weighted = weights[:, None] * posterior
+        by_beta = torch.bmm(self.varying.mT, probability).neg_()
+        scores = probability.new_zeros(n, p, posterior.shape[1])
+        scores[:, :f] = torch.bmm(self.fixed.mT, probability).neg_()
+        for r, (at, which) in enumerate(zip(column, parameter, strict=True)):
+            scores[:, which].addcmul_(by_beta[:, at], jacobian[:, r])
+        mean = (scores * posterior[:, None]).sum(2)
+        hessian = torch.bmm(scores * weighted[:, None], scores.mT).sum(0) - (weights[:, None] * mean).T @ mean
+        # the curvature of the log-likelihood in the coefficients, one direction at a time
+        rows = torch.tensor(parameter, dtype=torch.int64, device=theta.device)
+        for d in range(f + c):
+            x = self.fixed[..., d] if d < f else self.varying[..., d - f]
+            moved = _deviations(probability, x[..., None], self.others).mul_(weighted[:, None])
+            across = torch.bmm(self.varying.mT, moved)[:, column].mul_(jacobian)
+            if d < f:
+                hessian[d, :f] -= (moved.sum(2)[..., None] * self.fixed).sum((0, 1))
+                mixed = across.sum((0, 2))
+                hessian[d].index_add_(0, rows, mixed, alpha=-1.0)
+                hessian[:, d].index_add_(0, rows, mixed, alpha=-1.0)
+            else:
+                own = [r for r, at in enumerate(column) if at == d - f]
+                block = torch.bmm(jacobian[:, own], across.mT).sum(0)
+                full = block.new_zeros(len(own), p).index_add_(1, rows, block)
+                hessian.index_add_(0, rows[own], full, alpha=-1.0)
+        if not specification.is_linear:
+            hessian += self._map_curvature(specification, theta, (by_beta * weighted[:, None]).mT)
+        return Derivatives(float(weights @ total), weights @ mean, hessian)
+
+    @torch.enable_grad()
+    def _jacobian(self, specification: Specification, theta: Tensor) -> tuple[Tensor, list[int], list[int], Tensor]:
+        """Varying coefficients (n, K, C); and d coefficient column[r] / d theta[parameter[r]] as row r of (n, R, K)."""
+        n, k = len(self.rows), self.nodes.num
+        base = self.nodes.base.expand(n, k, -1).reshape(n * k, 1, -1)
+        leaves = [x.expand(n * k).clone().requires_grad_(True) for x in theta.detach()]
+        columns = specification.varying(leaves, base, self.covariates.repeat_interleave(k, 0))
+        column, parameter, slopes = [], [], []
+        for c, values in enumerate(columns):
+            for q, slope in enumerate(torch.autograd.grad(values.sum(), leaves, allow_unused=True, retain_graph=True)):
+                if slope is not None:
+                    column.append(c)
+                    parameter.append(q)
+                    slopes.append(slope.view(n, k))
+        if not columns:
+            return theta.new_zeros(n, k, 0), [], [], theta.new_zeros(n, 0, k)
+        varying = torch.cat(columns, 1).detach().view(n, k, len(columns))
+        return varying, column, parameter, torch.stack(slopes, 1)
+
+    @torch.enable_grad()
+    def _map_curvature(self, specification: Specification, theta: Tensor, by_beta: Tensor) -> Tensor:
+        """sum over nodes of by_beta times the second derivatives of the coefficients, (P, P)."""
+        leaf = theta.detach().clone().requires_grad_(True)
+        _, varying = specification.coefficients(leaf.expand(len(self.rows), -1), self.nodes.base, self.covariates)
+        (first,) = torch.autograd.grad((by_beta * varying).sum(), leaf, create_graph=True)
+        if not first.requires_grad:  # piecewise linear
+            return first.new_zeros(len(first), len(first))
+        rows = [torch.autograd.grad(x, leaf, retain_graph=True, materialize_grads=True)[0] for x in first]
+        return torch.stack(rows)
 
 
 @torch.enable_grad()
@@ -348,16 +432,14 @@ class SimulatedLoglik:
     def derivatives(self, theta: Tensor) -> Derivatives:
         """Log-likelihood, gradient and Hessian."""
 
-        def work(chunk: _Chunk) -> tuple[float, Tensor, Tensor]:
-            leaf = theta.detach().to(self.weights, copy=True).requires_grad_(True)
-            weighted = self.weights[chunk.rows] @ self._individual(leaf.expand(len(chunk.rows), -1), chunk)
-            (gradient,) = torch.autograd.grad(weighted, leaf, create_graph=True)
-            rows = [torch.autograd.grad(g, leaf, retain_graph=True, materialize_grads=True)[0] for g in gradient]
-            return float(weighted.detach()), gradient.detach().cpu(), torch.stack(rows).cpu()
+        theta = theta.detach().to(self.weights)
+
+        def work(chunk: _Chunk) -> Derivatives:
+            return chunk.derivatives(self.specification, theta, self.weights[chunk.rows])
 
         values, gradients, hessians = zip(*self._map(work), strict=True)
-        hessian = torch.stack(hessians).sum(0)
-        return Derivatives(math.fsum(values), torch.stack(gradients).sum(0), (hessian + hessian.T) / 2)
+        hessian = torch.stack(hessians).sum(0).cpu()
+        return Derivatives(math.fsum(values), torch.stack(gradients).sum(0).cpu(), (hessian + hessian.T) / 2)
 
 
 def _in_threads(work: Callable[[_Chunk], Any], chunks: list[_Chunk], threads: int) -> Iterator[Any]:

@@ -231,54 +231,70 @@ class Specification:
         Returns
         -------
         constant : Tensor, shape (N, F)
-            Those of :attr:`fixed`, if no factor varies; else F = 0.
+            Those of :attr:`fixed`, if no varying factor multiplies them; else F = 0.
         varying : Tensor, shape (N, K, C)
             The others.
         """
-        params = self.natural(theta)
-        constant = params[:, : len(self.fixed)]
-        n, k = len(theta), base.shape[1]
+        columns = theta.unbind(1)
+        varying = self.varying(columns, base, covariates)
+        constant = theta[:, : self.num_constant]
+        return constant, torch.stack(varying, -1) if varying else theta.new_zeros(len(theta), base.shape[1], 0)
+
+    @property
+    def num_constant(self) -> int:
+        """F: fixed coefficients that no varying factor multiplies."""
+        return 0 if self.all_vary else len(self.fixed)
+
+    def varying(self, theta: Sequence[Tensor], base: Tensor, covariates: Tensor) -> list[Tensor]:
+        """Columns (N, K) of the coefficients that vary; as :meth:`coefficients`, theta in columns (N,)."""
+        params = [x.exp() if name in self.logged else x for name, x in zip(self.names, theta, strict=True)]
         random = self._random_coefficients(params, base, covariates)
-        if self.wtp_space is None and not self.scale_heterogeneity:
-            varying = torch.stack(random, -1) if random else theta.new_zeros(n, k, 0)
-            return constant, varying
-        columns = [constant[:, f, None].expand(n, k) for f in range(len(self.fixed))] + random
+        if not self.all_vary:
+            return random
+        shape = (len(params[0]), base.shape[1])
+        columns = [params[f][:, None].expand(shape) for f in range(len(self.fixed))] + random
         if self.wtp_space is not None:
             p = self.variables.index(self.wtp_space)
             columns = [column if c == p else -columns[p] * column for c, column in enumerate(columns)]
-        varying = torch.stack(columns, -1)
         if self.scale_heterogeneity:
-            tau = params[:, self.index[TAU], None]
-            varying = varying * torch.exp(tau * base[..., -1] - tau**2 / 2)[..., None]
-        return theta.new_zeros(n, 0), varying
+            tau = params[self.index[TAU]][:, None]
+            factor = torch.exp(tau * base[..., -1] - tau**2 / 2)
+            columns = [column * factor for column in columns]
+        return columns
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether coefficients are linear in the estimated coordinates."""
+        linear = ("normal", "uniform", "triangular")
+        return not self.all_vary and all(random.family in linear for random in self.random.values())
 
     @property
     def all_vary(self) -> bool:
         """Whether fixed coefficients are multiplied by what varies."""
         return self.wtp_space is not None or self.scale_heterogeneity
 
-    def _random_coefficients(self, params: Tensor, base: Tensor, covariates: Tensor) -> list[Tensor]:
+    def _random_coefficients(self, params: Sequence[Tensor], base: Tensor, covariates: Tensor) -> list[Tensor]:
+        """Columns (N, K) of the random coefficients; params are columns (N,)."""
         found = []
-        position = {name: m for m, name in enumerate(self.random)}
+        variates = dict(zip(self.random, base.unbind(-1), strict=False))
         for name, random in self.random.items():
-            first = params[:, self.index[f"{name}.{random.parameters[0]}"]]
+            first = params[self.index[f"{name}.{random.parameters[0]}"]]
             for covariate in random.mean_covariates:
-                slope = params[:, self.index[f"{name}.loc:{covariate}"]]
+                slope = params[self.index[f"{name}.loc:{covariate}"]]
                 first = first + slope * covariates[:, self.covariates.index(covariate)]
             block = self.block_of(name)
-            if block is None:
-                second = params[:, self.index[f"{name}.{random.parameters[1]}"]]
-                if random.family in LOCATED:
-                    latent = torch.addcmul(first[:, None], second[:, None], base[..., position[name]])
-                    value = random.transform(latent)
-                else:
-                    value = _quantile(random, first[:, None], second[:, None], base[..., position[name]])
-            else:
+            if block is not None:
                 latent = first[:, None]
                 for col in block[: block.index(name) + 1]:
-                    weight = params[:, self.index[f"chol.{name}.{col}"]]
-                    latent = torch.addcmul(latent, weight[:, None], base[..., position[col]])
+                    weight = params[self.index[f"chol.{name}.{col}"]]
+                    latent = torch.addcmul(latent, weight[:, None], variates[col])
                 value = random.transform(latent)
+            else:
+                second = params[self.index[f"{name}.{random.parameters[1]}"]]
+                if random.family in LOCATED:
+                    value = random.transform(torch.addcmul(first[:, None], second[:, None], variates[name]))
+                else:
+                    value = _quantile(random, first[:, None], second[:, None], variates[name])
             found.append(value if random.sign == 1 else -value)
         return found
 
