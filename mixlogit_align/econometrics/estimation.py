@@ -299,20 +299,17 @@ class Search:
         coarse = self._at(maker_of_few, theta, free, "few draws", outer_product=cheap)
         begun = self._counted(maximize_loglik(coarse, theta[free], polish=False))
         theta = self._oriented(coarse.full(begun.params), held)
-        spread = (
-            torch.linalg.pinv(-begun.hessian, hermitian=True) if torch.isfinite(begun.hessian).all() else -begun.hessian
-        )
         maker = maker or self.make(theta)
-        stage = repr(maker.rule)
+        restricted = self._at(maker, theta, free, repr(maker.rule))
+        spread = _inverse(-restricted.derivatives(theta[free]).hessian, -begun.hessian)
         for _ in range(_ROUNDS if maker.centred else 0):
             before = theta
-            restricted = self._at(maker, theta, free, stage)
-            near = self._counted(approach_loglik(restricted, theta[free], spread))
+            near = self._counted(approach_loglik(restricted, theta[free], spread, tolerance=_SETTLED / 2))
             theta, spread = restricted.full(near.params), near.covariance
+            restricted = self._at(maker, theta, free, repr(maker.rule))
             step = (theta - before)[free]
             if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
-        restricted = self._at(maker, theta, free, stage)
         maximum = self._counted(refine_loglik(restricted, theta[free], spread))
         watched = restricted.loglik
         assert isinstance(watched, _Watched)
@@ -339,6 +336,15 @@ class Search:
                 for other in together:
                     theta[index[other]] *= -1.0
         return theta
+
+
+def _inverse(*information: Tensor) -> Tensor:
+    """Inverse of the first matrix that is positive definite, else of the last one's positive part."""
+    for matrix in information:
+        factor, failed = torch.linalg.cholesky_ex(torch.nan_to_num(matrix))
+        if not failed:
+            return torch.cholesky_inverse(factor)
+    return torch.linalg.pinv(torch.nan_to_num(information[-1]), hermitian=True)
 
 
 def check_names(what: str, given: Mapping[str, object], specification: Specification) -> None:

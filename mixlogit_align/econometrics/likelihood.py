@@ -21,6 +21,8 @@ from mixlogit_align.inference.derivatives import Derivatives
 
 # Utilities of a chunk: about 1 MB of doubles, which stays in the cache.
 _CHUNK = 2**17
+# Individuals with this share of the situations of another are padded to its length.
+_PADDED = 0.6
 # Utility differences below this have an exponential that no sum of them can make overflow.
 _SAFE = 600.0
 
@@ -123,7 +125,7 @@ class Nodes:
 
 @dataclass(frozen=True)
 class _Group:
-    """Individuals with equally many situations: differences (n, E, .) to the chosen alternative."""
+    """Individuals with about equally many situations: differences (n, E, .) to the chosen alternative."""
 
     rows: Tensor
     fixed: Tensor
@@ -188,7 +190,13 @@ class PanelData:
                 missing=None if missing is None else missing.to(device),
             )
 
-        self.groups = [group((counts == t).nonzero()[:, 0], t) for t in counts.unique().tolist()]
+        self.groups = []
+        sizes = counts.unique().tolist()
+        while sizes:  # those with nearly as many situations are padded with the largest
+            t = sizes[-1]
+            least = min(size for size in sizes if size >= _PADDED * t)
+            self.groups.append(group(((counts >= least) & (counts <= t)).nonzero()[:, 0], t))
+            sizes = [size for size in sizes if size < least]
         # one padded group, for work so small that calls cost more than numbers
         self.everyone = group(torch.arange(data.num_individuals), int(counts.max()))
 

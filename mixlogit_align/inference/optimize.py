@@ -239,9 +239,14 @@ class Approach:
 
 
 def approach_loglik(
-    loglik: Differentiated, start: torch.Tensor, covariance: torch.Tensor, *, max_iterations: int = 100
+    loglik: Differentiated,
+    start: torch.Tensor,
+    covariance: torch.Tensor,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
 ) -> Approach:
-    """Climb to a gradient of 1e-3 standard errors by gradients alone.
+    """Climb to a gradient of ``tolerance`` standard errors by gradients alone.
 
     BFGS (scipy) in coordinates in which ``covariance`` is the identity, so that a step of length 1 is one standard
     error.
@@ -253,6 +258,7 @@ def approach_loglik(
     covariance : torch.Tensor, shape (P, P)
         About the inverse of minus the Hessian; where it is not positive definite, that of the Hessian at ``start``
         after the steps of :func:`maximize_loglik`.
+    tolerance : float
     max_iterations : int
 
     Returns
@@ -283,7 +289,7 @@ def approach_loglik(
         np.zeros(len(start)),
         jac=True,
         method="BFGS",
-        options={"gtol": 1e-3, "norm": 2, "maxiter": max_iterations},
+        options={"gtol": tolerance, "norm": 2, "maxiter": max_iterations},
     )
     inverse = torch.as_tensor(found.hess_inv, dtype=start.dtype)
     return Approach(best[0], whiten @ inverse @ whiten.T, int(found.nit), evaluations)
