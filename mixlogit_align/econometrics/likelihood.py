@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,60 +20,64 @@ from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.inference.derivatives import Derivatives
 
-# Utilities of a chunk: about 1 MB of doubles, which stays in the cache.
-_CHUNK = 2**17
+# Utilities of a chunk: about 2 MB of doubles, which stays in the cache.
+_CHUNK = 2**18
 # Individuals with this share of the situations of another are padded to its length.
 _PADDED = 0.6
 # Utility differences below this have an exponential that no sum of them can make overflow.
 _SAFE = 600.0
+# Likelihoods and weights above exp(-_DEEP) need no logarithms: neither they nor their products underflow.
+_DEEP = 300.0
 
 
-def _choice_probabilities(beta: Tensor, offset: Tensor, x: Tensor, others: int) -> tuple[Tensor, Tensor]:
-    """Log-likelihoods (n, K) and probabilities (n, E, K) of the alternatives not chosen.
+def _utilities(beta: Tensor, offset: Tensor | None, x: Tensor, others: int) -> Tensor:
+    """Utility differences (n, T, others, K): beta (n, C, K), offset (n, E), x (n, E, C) with E = T * others."""
+    u = torch.bmm(x, beta) if offset is None else torch.baddbmm(offset[..., None], x, beta)
+    return u.view(len(x), x.shape[1] // others, others, beta.shape[2])
 
-    beta (n, K, C), offset (n, E), x (n, E, C) with E = T * others.
-    """
-    n, e = offset.shape
-    u = torch.baddbmm(offset[..., None], x, beta.mT).view(n, e // others, others, beta.shape[1])
+
+def _denominators(odds: Tensor) -> Tensor:
+    """1 + sum of the odds (n, T, others, K) of a situation: (n, T, K)."""
+    total = odds[:, :, 0] + 1.0
+    for other in range(1, odds.shape[2]):
+        total += odds[:, :, other]
+    return total
+
+
+def _choice_probabilities(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-likelihoods (n, K) and probabilities (n, T, others, K) of the alternatives not chosen; destroys u."""
     if u.amax() < _SAFE:  # the usual case saves a pass over u
         odds = u.exp_()
-        total = odds.sum(2).add_(1.0)
-        value = total.log().sum(1).neg_()
-    else:
-        peak = u.amax(2, keepdim=True).clamp_min_(0.0)
-        odds = u.sub_(peak).exp_()
-        peak = peak.squeeze(2)
-        total = odds.sum(2).add_((-peak).exp())
-        value = (total.log() + peak).sum(1).neg_()
-    return value, odds.div_(total[:, :, None]).view(n, e, beta.shape[1])
+        total = _denominators(odds)
+        return total.log().sum(1).neg_(), odds.div_(total[:, :, None])
+    peak = u.amax(2).clamp_min_(0.0)
+    odds = u.sub_(peak[:, :, None]).exp_()
+    total = odds.sum(2).add_((-peak).exp())
+    return (total.log() + peak).sum(1).neg_(), odds.div_(total[:, :, None])
 
 
-def _deviations(probability: Tensor, direction: Tensor, others: int) -> Tensor:
-    """p (h - mean of h over the situation), all (n, E, K): how probabilities move along utilities h."""
-    n, e, k = probability.shape
-    sets = (n, e // others, others, k)
-    weighted = probability * direction
-    mean = weighted.view(sets).sum(2, keepdim=True)
-    return weighted.view(sets).addcmul_(probability.view(sets), mean, value=-1.0).view(n, e, k)
+def _deviations(weighted: Tensor, probability: Tensor, direction: Tensor) -> Tensor:
+    """w p (h - mean of h over the situation), all (n, T, others, K) with w p given, h the utilities' direction."""
+    moved = weighted * direction
+    return moved.addcmul_(probability, moved.sum(2, keepdim=True), value=-1.0)
 
 
 class _PanelLoglik(torch.autograd.Function):
     """sum_t -log(1 + sum_j exp(u_tj)) with u = x beta + offset, u the differences to the chosen alternative.
 
-    Twice differentiable in beta (n, K, C) and offset (n, E); x is (n, E, C), E = T * others.
+    Twice differentiable in beta (n, C, K) and offset (n, E); x is (n, E, C), E = T * others.
     """
 
     @staticmethod
     def forward(ctx: Any, beta: Tensor, offset: Tensor, x: Tensor, others: int) -> Tensor:
-        value, probability = _choice_probabilities(beta, offset, x, others)
+        value, probability = _choice_probabilities(_utilities(beta, offset, x, others))
         ctx.save_for_backward(beta, offset, x, probability)
-        ctx.others = others
         return value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         beta, offset, x, probability = ctx.saved_tensors
-        by_beta, by_offset = _PanelScore.apply(grads[0], beta, offset, x, probability, ctx.others)
+        by_beta, by_offset = _PanelScore.apply(grads[0], beta, offset, x, probability)
         return by_beta, by_offset, None, None
 
 
@@ -81,21 +86,20 @@ class _PanelScore(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, g: Tensor, beta: Tensor, offset: Tensor, x: Tensor, probability: Tensor, others: int
+        ctx: Any, g: Tensor, beta: Tensor, offset: Tensor, x: Tensor, probability: Tensor
     ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(g, x, probability)
-        ctx.others = others
-        weighted = probability * g[:, None]
-        return torch.bmm(weighted.mT, x).neg_(), weighted.sum(2).neg_()
+        weighted = (probability * g[:, None, None]).flatten(1, 2)
+        return torch.bmm(x.mT, weighted).neg_(), weighted.sum(2).neg_()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         g, x, probability = ctx.saved_tensors
         by_beta, by_offset = grads
-        h = torch.baddbmm(by_offset[..., None], x, by_beta.mT)
-        to_g = (probability * h).sum(1).neg_()
-        q = _deviations(probability, h, ctx.others).mul_(g[:, None])
-        return to_g, torch.bmm(q.mT, x).neg_(), q.sum(2).neg_(), None, None, None
+        h = torch.baddbmm(by_offset[..., None], x, by_beta).view_as(probability)
+        to_g = (probability * h).sum((1, 2)).neg_()
+        q = _deviations(probability * g[:, None, None], probability, h).flatten(1, 2)
+        return to_g, torch.bmm(x.mT, q).neg_(), q.sum(2).neg_(), None, None
 
 
 @dataclass(frozen=True)
@@ -119,8 +123,12 @@ class Nodes:
         return self.base.shape[1]
 
     def of(self, rows: Tensor) -> Nodes:
-        """Those of some individuals."""
-        return Nodes(*(part if len(part) == 1 else part[rows] for part in (self.base, self.log_weight)))
+        """Those of some individuals; each base variate's draws lie side by side in memory."""
+        if len(self.base) > 1:
+            return Nodes(
+                self.base.mT[rows].mT, self.log_weight if len(self.log_weight) == 1 else self.log_weight[rows]
+            )
+        return self if len(self.log_weight) == 1 else Nodes(self.base, self.log_weight[rows])
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,15 @@ class PanelData:
 
 
 @dataclass(frozen=True)
+class _Posterior:
+    """Individuals' log-likelihoods (n,), probabilities of their nodes (n, K) and of choices (n, T, others, K)."""
+
+    loglik: Tensor
+    weight: Tensor
+    probability: Tensor
+
+
+@dataclass(frozen=True)
 class _Chunk:
     """Some individuals of one group, with their nodes."""
 
@@ -213,15 +230,89 @@ class _Chunk:
     nodes: Nodes
     others: int
 
+    def _offset(self, constant: Tensor) -> Tensor | None:
+        """Utility differences (n, E) that do not vary, of fixed coefficients (F,)."""
+        if not len(constant):
+            return self.missing
+        offset = self.fixed @ constant
+        return offset if self.missing is None else offset + self.missing
+
+    def _varying(self, specification: Specification, theta: Tensor) -> Tensor:
+        """Coefficients (n, C, K) that vary; theta (P,)."""
+        n = len(self.rows)
+        columns = specification.varying(theta.expand(n, -1).unbind(1), self.nodes.base, self.covariates)
+        return torch.stack(columns, 1) if columns else self.varying.new_zeros(n, 0, self.nodes.num)
+
     def loglik(self, specification: Specification, theta: Tensor) -> Tensor:
-        """Log-likelihood (n, K) given the nodes; theta (n, P)."""
-        constant, varying = specification.coefficients(theta, self.nodes.base, self.covariates)
-        value: Tensor = _PanelLoglik.apply(varying, self._offset(constant), self.varying, self.others)
+        """Log-likelihood (n, K) given the nodes, twice differentiable in them; theta (P,)."""
+        beta = self._varying(specification, theta)
+        offset = self._offset(theta[: specification.num_constant])
+        if offset is None:
+            offset = beta.new_zeros(self.varying.shape[:2])
+        value: Tensor = _PanelLoglik.apply(beta, offset, self.varying, self.others)
         return value
 
-    def _offset(self, constant: Tensor) -> Tensor:
-        offset = (self.fixed @ constant[..., None]).squeeze(-1)
-        return offset if self.missing is None else offset + self.missing
+    @torch.no_grad()
+    def joint(self, specification: Specification, theta: Tensor) -> Tensor:
+        """log of weight times likelihood at every node, (n, K); theta (P,)."""
+        return self.loglik(specification, theta) + self.nodes.log_weight
+
+    def _posterior(self, u: Tensor) -> _Posterior:
+        """Of utility differences (n, T, others, K), which it destroys."""
+        if self._shallow and u.shape[1] * (float(u.amax()) + math.log(self.others + 1)) < _DEEP:
+            odds = u.exp_()
+            total = _denominators(odds)
+            joint = self.nodes.log_weight.exp() / (total.prod(1) if total.shape[1] > 1 else total[:, 0])
+            likelihood = joint.sum(1)
+            joint /= likelihood[:, None]
+            return _Posterior(likelihood.log(), joint, odds.div_(total[:, :, None]))
+        value, probability = _choice_probabilities(u)
+        value += self.nodes.log_weight
+        return _Posterior(torch.logsumexp(value, 1), torch.softmax(value, 1), probability)
+
+    @cached_property
+    def _shallow(self) -> bool:
+        return float(self.nodes.log_weight.abs().amax()) < _DEEP
+
+    def scores(self, specification: Specification, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihoods (n,) and scores (n, P); theta (P,).
+
+        Coefficients linear in the base variates are made at M + 1 corners instead of K nodes: at 0 and at the units.
+        """
+        n, f, base = len(self.rows), specification.num_constant, self.nodes.base
+        corners = None
+        if specification.is_linear:
+            units = torch.eye(base.shape[2], dtype=base.dtype, device=base.device)
+            corners = torch.cat((torch.zeros_like(units[:1]), units))[None]
+        with torch.enable_grad():
+            leaf = theta.detach().expand(n, -1).clone().requires_grad_(True)
+            columns = specification.varying(leaf.unbind(1), base if corners is None else corners, self.covariates)
+        beta = (
+            torch.stack([column.detach() for column in columns], 1) if columns else self.varying.new_zeros(n, 0, 1)
+        )
+        offset = self._offset(theta[:f])
+        if corners is None:
+            u = _utilities(beta, offset, self.varying, self.others)
+        else:
+            along = torch.bmm(self.varying, beta)
+            offset = along[..., 0] if offset is None else along[..., 0] + offset
+            u = _utilities(base.mT.expand(n, -1, -1), offset, along[..., 1:] - along[..., :1], self.others)
+        at = self._posterior(u)
+        probability = at.probability.flatten(1, 2)
+        if corners is None:
+            by_offset = torch.bmm(probability, at.weight[..., None])
+            by_beta = torch.bmm(self.varying.mT, probability).mul_(at.weight[:, None])
+        else:
+            probability *= at.weight[:, None]
+            by_offset = probability.sum(2, keepdim=True)
+            by_units = torch.bmm(base.mT.expand(n, -1, -1), probability.mT).mT
+            by_beta = torch.bmm(self.varying.mT, torch.cat((by_offset - by_units.sum(2, keepdim=True), by_units), 2))
+        scores = torch.zeros_like(leaf, requires_grad=False)
+        if columns:
+            (scores,) = torch.autograd.grad(columns, leaf, list(by_beta.neg_().unbind(1)))
+        if f:
+            scores[:, :f] -= torch.bmm(self.fixed.mT, by_offset).squeeze(2)
+        return at.loglik, scores
 
     def derivatives(self, specification: Specification, theta: Tensor, weights: Tensor) -> Derivatives:
         """Log-likelihood, gradient and Hessian in theta (P,), individuals weighted by ``weights`` (n,).
@@ -229,67 +320,112 @@ class _Chunk:
         With s_k and H_k the score and Hessian of the log-likelihood at node k, and pi_k its posterior probability,
         an individual's Hessian is ``sum_k pi_k (s_k s_k' + H_k) - s s'``, ``s = sum_k pi_k s_k`` (Louis 1982).
         """
-        n, p = len(self.rows), len(theta)
-        varying, column, parameter, jacobian = self._jacobian(specification, theta)
-        f, c = specification.num_constant, varying.shape[2]
-        offset = self._offset(theta[:f].expand(n, f))
-        value, probability = _choice_probabilities(varying, offset, self.varying, self.others)
-        joint = value + self.nodes.log_weight
-        total = torch.logsumexp(joint, 1)
-        posterior = torch.exp(joint - total[:, None])
-        weighted = weights[:, None] * posterior
+        f = specification.num_constant
+        beta, column, parameter, jacobian = self._jacobian(specification, theta)
+        at = self._posterior(_utilities(beta, self._offset(theta[:f]), self.varying, self.others))
+        probability = at.probability.flatten(1, 2)
+        weighted = weights[:, None] * at.weight
         by_beta = torch.bmm(self.varying.mT, probability).neg_()
-        scores = probability.new_zeros(n, p, posterior.shape[1])
-        scores[:, :f] = torch.bmm(self.fixed.mT, probability).neg_()
-        for r, (at, which) in enumerate(zip(column, parameter, strict=True)):
-            scores[:, which].addcmul_(by_beta[:, at], jacobian[:, r])
-        mean = (scores * posterior[:, None]).sum(2)
-        hessian = torch.bmm(scores * weighted[:, None], scores.mT).sum(0) - (weights[:, None] * mean).T @ mean
-        # the curvature of the log-likelihood in the coefficients, one direction at a time
-        rows = torch.tensor(parameter, dtype=torch.int64, device=theta.device)
+        varying = by_beta[:, column].mul_(jacobian)
+        # parameters that vary may share a coordinate (several coefficients of one), so that rows are added
+        rows = torch.tensor([*range(f), *parameter], dtype=torch.int64, device=theta.device)
+        mean = torch.cat(
+            (
+                torch.bmm(self.fixed.mT, torch.bmm(probability, at.weight[..., None])).squeeze(2).neg_(),
+                torch.bmm(varying, at.weight[..., None]).squeeze(2),
+            ),
+            1,
+        )
+        curvature = self._curvature_of_choice if at.probability.shape[1] == 1 else self._curvature_of_panel
+        expanded = curvature(at.probability, weighted, varying, column, jacobian)
+        expanded -= (weights[:, None] * mean).T @ mean
+        p = len(theta)
+        hessian = expanded.new_zeros(len(rows), p).index_add_(1, rows, expanded)
+        hessian = hessian.new_zeros(p, p).index_add_(0, rows, hessian)
+        if not specification.is_linear:
+            hessian += self._map_curvature(specification, theta, by_beta.mul_(weighted[:, None]))
+        gradient = mean.new_zeros(p).index_add_(0, rows, weights @ mean)
+        return Derivatives(float(weights @ at.loglik), gradient, hessian)
+
+    def _curvature_of_panel(
+        self, probability: Tensor, weighted: Tensor, varying: Tensor, column: list[int], jacobian: Tensor
+    ) -> Tensor:
+        """sum_k pi_k (s_k s_k' + H_k), summed over individuals, in the fixed coefficients and the rows of ``jacobian``.
+
+        probability (n, T, others, K), weighted (n, K), varying and jacobian (n, R, K): (F + R, F + R).
+        """
+        f, c = self.fixed.shape[2], self.varying.shape[2]
+        scores = varying
+        if f:
+            scores = torch.cat((torch.bmm(self.fixed.mT, probability.flatten(1, 2)).neg_(), varying), 1)
+        result = torch.bmm(scores * weighted[:, None], scores.mT).sum(0)
+        # the curvature in the coefficients, one direction at a time
+        posterior = probability * weighted[:, None, None]
         for d in range(f + c):
             x = self.fixed[..., d] if d < f else self.varying[..., d - f]
-            moved = _deviations(probability, x[..., None], self.others).mul_(weighted[:, None])
+            direction = x.view(*probability.shape[:3], 1)
+            moved = _deviations(posterior, probability, direction).flatten(1, 2)
             across = torch.bmm(self.varying.mT, moved)[:, column].mul_(jacobian)
             if d < f:
-                hessian[d, :f] -= (moved.sum(2)[..., None] * self.fixed).sum((0, 1))
+                result[d, :f] -= (moved.sum(2)[..., None] * self.fixed).sum((0, 1))
                 mixed = across.sum((0, 2))
-                hessian[d].index_add_(0, rows, mixed, alpha=-1.0)
-                hessian[:, d].index_add_(0, rows, mixed, alpha=-1.0)
+                result[d, f:] -= mixed
+                result[f:, d] -= mixed
             else:
                 own = [r for r, at in enumerate(column) if at == d - f]
-                block = torch.bmm(jacobian[:, own], across.mT).sum(0)
-                full = block.new_zeros(len(own), p).index_add_(1, rows, block)
-                hessian.index_add_(0, rows[own], full, alpha=-1.0)
-        if not specification.is_linear:
-            hessian += self._map_curvature(specification, theta, (by_beta * weighted[:, None]).mT)
-        return Derivatives(float(weights @ total), weights @ mean, hessian)
+                result[[f + r for r in own], f:] -= torch.bmm(jacobian[:, own], across.mT).sum(0)
+        return result
+
+    def _curvature_of_choice(
+        self, probability: Tensor, weighted: Tensor, varying: Tensor, column: list[int], jacobian: Tensor
+    ) -> Tensor:
+        """As :meth:`_curvature_of_panel` for one situation: s_k s_k' + H_k = x' (2 p p' - diag p) x, x by parameter."""
+        p = probability[:, 0]
+        f, r = self.fixed.shape[2], jacobian.shape[1]
+        result = p.new_zeros(f + r, f + r)
+        posterior = p * weighted[:, None]
+        for e in range(p.shape[1]):
+            moved = posterior * (2.0 * p[:, e, None])
+            moved[:, e] -= posterior[:, e]
+            across = torch.bmm(self.varying.mT, moved)[:, column].mul_(jacobian)
+            fixed = self.fixed[:, e]
+            result[:f, :f] += fixed.T @ torch.bmm(moved.sum(2)[:, None], self.fixed)[:, 0]
+            mixed = fixed.T @ across.sum(2)
+            result[:f, f:] += mixed
+            result[f:, :f] += mixed.T
+            block = torch.bmm(jacobian, across.mT).mul_(self.varying[:, e, column][..., None])
+            result[f:, f:] += block.sum(0)
+        return result
 
     @torch.enable_grad()
     def _jacobian(self, specification: Specification, theta: Tensor) -> tuple[Tensor, list[int], list[int], Tensor]:
-        """Varying coefficients (n, K, C); and d coefficient column[r] / d theta[parameter[r]] as row r of (n, R, K)."""
-        n, k = len(self.rows), self.nodes.num
+        """Varying coefficients (n, C, K); and d coefficient column[r] / d theta[parameter[r]] as row r of (n, R, K)."""
+        n, k, f = len(self.rows), self.nodes.num, specification.num_constant
         base = self.nodes.base.expand(n, k, -1).reshape(n * k, 1, -1)
-        leaves = [x.expand(n * k).clone().requires_grad_(True) for x in theta.detach()]
-        columns = specification.varying(leaves, base, self.covariates.repeat_interleave(k, 0))
+        theta = theta.detach()
+        leaves = [x.expand(n * k).clone().requires_grad_(True) for x in theta[f:]]
+        constant = [x.expand(n * k) for x in theta[:f]]
+        columns = specification.varying([*constant, *leaves], base, self.covariates.repeat_interleave(k, 0))
+        ones = theta.new_ones(n * k, 1)
         column, parameter, slopes = [], [], []
         for c, values in enumerate(columns):
-            for q, slope in enumerate(torch.autograd.grad(values.sum(), leaves, allow_unused=True, retain_graph=True)):
+            found = torch.autograd.grad(values, leaves, ones, allow_unused=True, retain_graph=True)
+            for q, slope in enumerate(found):
                 if slope is not None:
                     column.append(c)
-                    parameter.append(q)
+                    parameter.append(f + q)
                     slopes.append(slope.view(n, k))
         if not columns:
-            return theta.new_zeros(n, k, 0), [], [], theta.new_zeros(n, 0, k)
-        varying = torch.cat(columns, 1).detach().view(n, k, len(columns))
-        return varying, column, parameter, torch.stack(slopes, 1)
+            return theta.new_zeros(n, 0, k), [], [], theta.new_zeros(n, 0, k)
+        beta = torch.stack([values.detach().view(n, k) for values in columns], 1)
+        return beta, column, parameter, torch.stack(slopes, 1)
 
     @torch.enable_grad()
     def _map_curvature(self, specification: Specification, theta: Tensor, by_beta: Tensor) -> Tensor:
-        """sum over nodes of by_beta times the second derivatives of the coefficients, (P, P)."""
+        """sum over nodes of by_beta (n, C, K) times the second derivatives of the coefficients, (P, P)."""
         leaf = theta.detach().clone().requires_grad_(True)
-        _, varying = specification.coefficients(leaf.expand(len(self.rows), -1), self.nodes.base, self.covariates)
-        (first,) = torch.autograd.grad((by_beta * varying).sum(), leaf, create_graph=True)
+        beta = self._varying(specification, leaf)
+        (first,) = torch.autograd.grad((by_beta * beta).sum(), leaf, create_graph=True)
         if not first.requires_grad:  # piecewise linear
             return first.new_zeros(len(first), len(first))
         rows = [torch.autograd.grad(x, leaf, retain_graph=True, materialize_grads=True)[0] for x in first]
@@ -328,7 +464,7 @@ def node_derivatives(
         nodes=Nodes(specification.base_of_normal(leaf)[:, None], leaf.new_zeros(1, 1)),
         others=data.others,
     )
-    loglik = chunk.loglik(specification, theta.to(leaf).expand(len(leaf), -1))[:, 0]
+    loglik = chunk.loglik(specification, theta.to(leaf))[:, 0]
     value = loglik - 0.5 * (leaf * leaf).sum(-1)
     (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
     rows = [torch.autograd.grad(gradient[:, i].sum(), leaf, retain_graph=True)[0] for i in range(m)]
@@ -355,6 +491,8 @@ class SimulatedLoglik:
         self.num_params = len(specification.names)
         self.weights = data.weights
         self._chunks = list(self._split())
+        # where scores were last wanted, and what they were
+        self._latest: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _split(self) -> Iterator[_Chunk]:
         for group in self.data.groups:
@@ -382,14 +520,9 @@ class SimulatedLoglik:
         """log of weight times likelihood at every node, (N, K)."""
         theta = theta.to(self.weights)
         result = self.weights.new_empty(self.data.num_individuals, self.nodes.num)
-        with torch.no_grad():
-            for chunk in self._chunks:
-                one = theta.expand(len(chunk.rows), -1)
-                result[chunk.rows] = chunk.loglik(self.specification, one) + chunk.nodes.log_weight
+        for chunk in self._chunks:
+            result[chunk.rows] = chunk.joint(self.specification, theta)
         return result
-
-    def _individual(self, theta: Tensor, chunk: _Chunk) -> Tensor:
-        return torch.logsumexp(chunk.loglik(self.specification, theta) + chunk.nodes.log_weight, 1)
 
     def _map(self, work: Callable[[_Chunk], Any]) -> Iterator[Any]:
         threads = torch.get_num_threads()
@@ -401,29 +534,24 @@ class SimulatedLoglik:
         """Log-likelihood of each individual, (N,), frequencies not counted."""
         theta = theta.to(self.weights)
         result = torch.empty_like(self.weights)
-
-        @torch.no_grad()
-        def work(chunk: _Chunk) -> tuple[Tensor, Tensor]:
-            return chunk.rows, self._individual(theta.expand(len(chunk.rows), -1), chunk)
-
-        for rows, value in self._map(work):
-            result[rows] = value
+        for chunk in self._chunks:
+            result[chunk.rows] = torch.logsumexp(chunk.joint(self.specification, theta), 1)
         return result
 
     def scores(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihoods (N,) and scores (N, P) of individuals, frequencies not counted."""
         theta = theta.to(self.weights)
+        if self._latest is not None and torch.equal(self._latest[0], theta):
+            return self._latest[1:]
         values = torch.empty_like(self.weights)
         scores = self.weights.new_empty(self.data.num_individuals, self.num_params)
 
         def work(chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
-            leaf = theta.detach().expand(len(chunk.rows), -1).clone().requires_grad_(True)
-            value = self._individual(leaf, chunk)
-            (score,) = torch.autograd.grad(value.sum(), leaf)
-            return chunk.rows, value.detach(), score
+            return chunk.rows, *chunk.scores(self.specification, theta)
 
         for rows, value, score in self._map(work):
             values[rows], scores[rows] = value, score
+        self._latest = theta.clone(), values, scores
         return values, scores
 
     def gradient(self, theta: Tensor) -> tuple[float, Tensor]:

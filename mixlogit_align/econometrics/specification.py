@@ -207,7 +207,7 @@ class Specification:
 
     def base(self, uniforms: Tensor) -> Tensor:
         """Standard variables (..., M) from uniforms on (0, 1) of the same shape."""
-        return torch.stack([BASE[family](uniforms[..., m]) for m, family in enumerate(self.bases)], -1)
+        return torch.stack([BASE[family](uniforms[..., m]) for m, family in enumerate(self.bases)], -2).mT
 
     def base_of_normal(self, z: Tensor) -> Tensor:
         """Standard variables (..., M) from independent standard normals of the same shape."""
@@ -215,7 +215,7 @@ class Specification:
             z[..., m] if BASE[family] is draws.standard_normal else BASE[family](draws.probability(z[..., m]))
             for m, family in enumerate(self.bases)
         ]
-        return torch.stack(columns, -1)
+        return torch.stack(columns, -2).mT if z.dim() > 2 else torch.stack(columns, -1)
 
     def coefficients(self, theta: Tensor, base: Tensor, covariates: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients of individuals.

@@ -79,9 +79,18 @@ def _reverse_bits(x: Tensor) -> Tensor:
 
 def _radical_inverse(index: Tensor, base: int) -> Tensor:
     """Digits of ``index`` >= 0 mirrored at the point, float64; digits are added from the first on, as xlogit does."""
+    largest = int(index.max()) if index.numel() else 0
+    if largest < 4 * index.numel():  # most of the sequence: each digit is added to all beginnings at once
+        table = torch.zeros(1, dtype=torch.float64, device=index.device)
+        place = 1
+        while len(table) <= largest:
+            place *= base
+            digits = torch.arange(min(base, largest // len(table) + 1), dtype=torch.float64, device=index.device)
+            table = (digits.mul_(1.0 / place)[:, None] + table).reshape(-1)
+        return table[index]
     rest = index.to(torch.float64)
     value = torch.zeros_like(rest)
-    place, largest = 1, int(index.max()) if index.numel() else 0
+    place = 1
     while place <= largest:
         place *= base
         quotient = (rest / base).floor_()
