@@ -33,8 +33,12 @@ _SEPARATED = 1e-7
 # Nodes about individuals' modes follow the estimates until these move by less, in standard errors.
 _SETTLED = 0.05
 _ROUNDS = 3
-# Individuals a parameter above which the outer product of scores stands for the Hessian in the first stage.
+# Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
+# all draws go on, and with all draws, from where steps adapt it.
 _ENOUGH = 5
+_PLENTY = 100
+# Few draws are left when two steps running gained less than this: all draws have their maximum elsewhere.
+_LITTLE = 1.0
 
 Watch = Callable[[str, int, float], None]
 _Counted = TypeVar("_Counted", Approach, MaximumLikelihood)
@@ -296,31 +300,35 @@ class Search:
         maker_of_few = maker.few() if maker else first_maker(self.data, self.specification)
         # scores cost no more than a gradient; of few individuals they do not tell the curvature
         cheap = self.data.num_individuals >= _ENOUGH * len(free)
-        coarse = self._at(maker_of_few, theta, free, "few draws", outer_product=cheap)
-        begun = self._counted(maximize_loglik(coarse, theta[free], polish=False))
+        watched, coarse = self._at(maker_of_few, theta, free, "few draws")
+        watched.outer_product = cheap
+        begun = self._counted(maximize_loglik(coarse, theta[free], polish=False, give_up=_gains_little()))
         theta = self._oriented(coarse.full(begun.params), held)
         maker = maker or self.make(theta)
-        restricted = self._at(maker, theta, free, repr(maker.rule))
-        spread = _inverse(-restricted.derivatives(theta[free]).hessian, -begun.hessian)
+        watched, restricted = self._at(maker, theta, free, repr(maker.rule))
+        watched.outer_product = self.data.num_individuals >= _PLENTY * len(free)
+        at = restricted.derivatives(theta[free])
+        watched.outer_product = False
+        self._counts[0] += 1
+        spread = _inverse(-at.hessian, -begun.hessian)
+        newton = restricted.full(theta[free] + spread @ at.gradient)
+        if restricted.gradient(newton[free])[0] > at.value:  # kept for the next evaluation, which begins there
+            theta = newton
         for _ in range(_ROUNDS if maker.centred else 0):
             before = theta
             near = self._counted(approach_loglik(restricted, theta[free], spread, tolerance=_SETTLED / 2))
             theta, spread = restricted.full(near.params), near.covariance
-            restricted = self._at(maker, theta, free, repr(maker.rule))
+            watched, restricted = self._at(maker, theta, free, repr(maker.rule))
             step = (theta - before)[free]
             if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
         maximum = self._counted(refine_loglik(restricted, theta[free], spread))
-        watched = restricted.loglik
-        assert isinstance(watched, _Watched)
         return Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
 
-    def _at(
-        self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str, *, outer_product: bool = False
-    ) -> Restricted:
-        """The log-likelihood with nodes made for ``theta``."""
-        loglik = SimulatedLoglik(self.data, self.specification, maker.nodes(theta))
-        return Restricted(_Watched(loglik, stage, self.watch, outer_product), free, theta)
+    def _at(self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str) -> tuple[_Watched, Restricted]:
+        """The log-likelihood with nodes made for ``theta``, of all parameters and of the free ones."""
+        watched = _Watched(SimulatedLoglik(self.data, self.specification, maker.nodes(theta)), stage, self.watch)
+        return watched, Restricted(watched, free, theta)
 
     def _counted(self, found: _Counted) -> _Counted:
         self._counts[0] += found.evaluations
@@ -338,13 +346,27 @@ class Search:
         return theta
 
 
+def _gains_little() -> Callable[[Tensor, float], bool]:
+    """Whether the log-likelihood rose by little in the last two steps; a step refused does not count."""
+    logliks: list[float] = []
+
+    def little(params: Tensor, loglik: float) -> bool:
+        if not logliks or loglik > logliks[-1]:
+            logliks.append(loglik)
+        return len(logliks) > 2 and logliks[-1] - logliks[-3] < 2 * _LITTLE and logliks[-1] - logliks[-2] < _LITTLE
+
+    return little
+
+
 def _inverse(*information: Tensor) -> Tensor:
     """Inverse of the first matrix that is positive definite, else of the last one's positive part."""
     for matrix in information:
         factor, failed = torch.linalg.cholesky_ex(torch.nan_to_num(matrix))
         if not failed:
-            return torch.cholesky_inverse(factor)
-    return torch.linalg.pinv(torch.nan_to_num(information[-1]), hermitian=True)
+            inverse: Tensor = torch.cholesky_inverse(factor)
+            return inverse
+    pseudo: Tensor = torch.linalg.pinv(torch.nan_to_num(information[-1]), hermitian=True)
+    return pseudo
 
 
 def check_names(what: str, given: Mapping[str, object], specification: Specification) -> None:

@@ -62,6 +62,12 @@ def _deviations(weighted: Tensor, probability: Tensor, direction: Tensor) -> Ten
     return moved.addcmul_(probability, moved.sum(2, keepdim=True), value=-1.0)
 
 
+def _corners(base: Tensor) -> Tensor:
+    """Base variates (1, M + 1, M) at 0 and at the units, which tell all that is linear in them."""
+    units = torch.eye(base.shape[2], dtype=base.dtype, device=base.device)
+    return torch.cat((torch.zeros_like(units[:1]), units))[None]
+
+
 class _PanelLoglik(torch.autograd.Function):
     """sum_t -log(1 + sum_j exp(u_tj)) with u = x beta + offset, u the differences to the chosen alternative.
 
@@ -125,9 +131,7 @@ class Nodes:
     def of(self, rows: Tensor) -> Nodes:
         """Those of some individuals; each base variate's draws lie side by side in memory."""
         if len(self.base) > 1:
-            return Nodes(
-                self.base.mT[rows].mT, self.log_weight if len(self.log_weight) == 1 else self.log_weight[rows]
-            )
+            return Nodes(self.base.mT[rows].mT, self.log_weight if len(self.log_weight) == 1 else self.log_weight[rows])
         return self if len(self.log_weight) == 1 else Nodes(self.base, self.log_weight[rows])
 
 
@@ -277,19 +281,14 @@ class _Chunk:
     def scores(self, specification: Specification, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihoods (n,) and scores (n, P); theta (P,).
 
-        Coefficients linear in the base variates are made at M + 1 corners instead of K nodes: at 0 and at the units.
+        Coefficients linear in the base variates are made at M + 1 corners instead of K nodes.
         """
         n, f, base = len(self.rows), specification.num_constant, self.nodes.base
-        corners = None
-        if specification.is_linear:
-            units = torch.eye(base.shape[2], dtype=base.dtype, device=base.device)
-            corners = torch.cat((torch.zeros_like(units[:1]), units))[None]
+        corners = _corners(base) if specification.is_linear else None
         with torch.enable_grad():
             leaf = theta.detach().expand(n, -1).clone().requires_grad_(True)
             columns = specification.varying(leaf.unbind(1), base if corners is None else corners, self.covariates)
-        beta = (
-            torch.stack([column.detach() for column in columns], 1) if columns else self.varying.new_zeros(n, 0, 1)
-        )
+        beta = torch.stack([column.detach() for column in columns], 1) if columns else self.varying.new_zeros(n, 0, 1)
         offset = self._offset(theta[:f])
         if corners is None:
             u = _utilities(beta, offset, self.varying, self.others)
@@ -400,8 +399,10 @@ class _Chunk:
     @torch.enable_grad()
     def _jacobian(self, specification: Specification, theta: Tensor) -> tuple[Tensor, list[int], list[int], Tensor]:
         """Varying coefficients (n, C, K); and d coefficient column[r] / d theta[parameter[r]] as row r of (n, R, K)."""
-        n, k, f = len(self.rows), self.nodes.num, specification.num_constant
-        base = self.nodes.base.expand(n, k, -1).reshape(n * k, 1, -1)
+        n, f = len(self.rows), specification.num_constant
+        nodes = _corners(self.nodes.base) if specification.is_linear else self.nodes.base
+        k = nodes.shape[1]
+        base = nodes.expand(n, k, -1).reshape(n * k, 1, nodes.shape[2])
         theta = theta.detach()
         leaves = [x.expand(n * k).clone().requires_grad_(True) for x in theta[f:]]
         constant = [x.expand(n * k) for x in theta[:f]]
@@ -415,10 +416,18 @@ class _Chunk:
                     column.append(c)
                     parameter.append(f + q)
                     slopes.append(slope.view(n, k))
+        none = self.nodes.base.new_zeros(n, 0, self.nodes.num)
         if not columns:
-            return theta.new_zeros(n, 0, k), [], [], theta.new_zeros(n, 0, k)
-        beta = torch.stack([values.detach().view(n, k) for values in columns], 1)
-        return beta, column, parameter, torch.stack(slopes, 1)
+            return none, [], [], none
+        beta, jacobian = torch.stack([values.detach().view(n, k) for values in columns], 1), torch.stack(slopes, 1)
+        if specification.is_linear:
+            beta, jacobian = self._between(beta), self._between(jacobian)
+        return beta, column, parameter, jacobian
+
+    def _between(self, values: Tensor) -> Tensor:
+        """At the nodes (n, C, K) what is linear in the base variates and given at the corners (n, C, M + 1)."""
+        slopes = values[..., 1:] - values[..., :1]
+        return torch.baddbmm(values[..., :1], slopes, self.nodes.base.mT.expand(len(self.rows), -1, -1))
 
     @torch.enable_grad()
     def _map_curvature(self, specification: Specification, theta: Tensor, by_beta: Tensor) -> Tensor:

@@ -206,8 +206,10 @@ class Specification:
     # ------------------------------------------------------------------ coefficients
 
     def base(self, uniforms: Tensor) -> Tensor:
-        """Standard variables (..., M) from uniforms on (0, 1) of the same shape."""
-        return torch.stack([BASE[family](uniforms[..., m]) for m, family in enumerate(self.bases)], -2).mT
+        """Standard variables (..., M) from uniforms on (0, 1) of the same shape, in their place."""
+        for m, family in enumerate(self.bases):
+            uniforms[..., m] = BASE[family](uniforms[..., m])
+        return uniforms
 
     def base_of_normal(self, z: Tensor) -> Tensor:
         """Standard variables (..., M) from independent standard normals of the same shape."""

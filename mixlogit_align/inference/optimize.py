@@ -322,14 +322,14 @@ def refine_loglik(
     MaximumLikelihood
         Its Hessian is the exact one, within 1e-2 standard errors of ``params``.
     """
-    near = approach_loglik(loglik, start, covariance, max_iterations=max_iterations)
+    near = approach_loglik(loglik, start, covariance, tolerance=2e-2, max_iterations=max_iterations)
     point, iterations, evaluations = near.params, near.iterations, near.evaluations + 1
     at = loglik.derivatives(point)
     norm = gradient_norm(at.gradient, at.hessian)
-    if not norm < 1e-2:
+    if not norm < 1e-1:
         there = maximize_loglik(loglik, point, gradient_tolerance=gradient_tolerance)
         return replace(there, evaluations=there.evaluations + evaluations, iterations=there.iterations + iterations)
-    while norm > gradient_tolerance / 10:  # the Hessian stands: so close by it changes by 1e-2 of itself at most
+    while norm > gradient_tolerance:  # the Hessian stands: so close by it changes by 1e-2 of itself at most
         trial = point - torch.linalg.solve(at.hessian, at.gradient)
         value, gradient = loglik.gradient(trial)
         evaluations += 1

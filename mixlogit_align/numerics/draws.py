@@ -79,24 +79,26 @@ def _reverse_bits(x: Tensor) -> Tensor:
 
 def _radical_inverse(index: Tensor, base: int) -> Tensor:
     """Digits of ``index`` >= 0 mirrored at the point, float64; digits are added from the first on, as xlogit does."""
-    largest = int(index.max()) if index.numel() else 0
-    if largest < 4 * index.numel():  # most of the sequence: each digit is added to all beginnings at once
-        table = torch.zeros(1, dtype=torch.float64, device=index.device)
-        place = 1
-        while len(table) <= largest:
-            place *= base
-            digits = torch.arange(min(base, largest // len(table) + 1), dtype=torch.float64, device=index.device)
-            table = (digits.mul_(1.0 / place)[:, None] + table).reshape(-1)
-        return table[index]
     rest = index.to(torch.float64)
     value = torch.zeros_like(rest)
-    place = 1
+    place, largest = 1, int(index.max()) if index.numel() else 0
     while place <= largest:
         place *= base
         quotient = (rest / base).floor_()
         value += rest.sub_(quotient * base).mul_(1.0 / place)
         rest = quotient
     return value
+
+
+def _radical_inverses(count: int, base: int, device: torch.device) -> Tensor:
+    """:func:`_radical_inverse` of 0 .. count - 1: each digit is added to all beginnings at once."""
+    values = torch.zeros(1, dtype=torch.float64, device=device)
+    place = 1
+    while len(values) < count:
+        place *= base
+        digits = torch.arange(min(base, -(-count // len(values))), dtype=torch.float64, device=device)
+        values = (digits.mul_(1.0 / place)[:, None] + values).reshape(-1)
+    return values[:count]
 
 
 def _nested_scramble(x: Tensor, key: Tensor) -> Tensor:
@@ -210,7 +212,8 @@ class BaseDraws:
         Returns
         -------
         Tensor
-            (N, K, M), float64, a function of (seed, step, row, dimension) alone.
+            (N, K, M), float64, a function of (seed, step, row, dimension) alone; draws of a dimension lie side by side
+            in memory.
         """
         if self.kind == "halton" and num_dims > len(_BASES):
             raise InvalidInputError(
@@ -221,10 +224,18 @@ class BaseDraws:
                     hint="kind 'sobol' or 'mlhs'",
                 )
             )
-        u = torch.empty((len(rows), self.num_draws, num_dims), dtype=torch.float64, device=rows.device)
+        u = torch.empty((len(rows), num_dims, self.num_draws), dtype=torch.float64, device=rows.device)
+        consecutive = self.kind == "halton" and len(rows) > 0 and bool((rows.diff() == 1).all())
         for dim in range(num_dims):
-            u[..., dim] = self._uniforms(rows, dim, num_dims).T
-        return u
+            if consecutive:
+                start = int(rows[0]) * self.num_draws + (_DROPPED if self.seed is None else 0)
+                points = _radical_inverses(start + len(rows) * self.num_draws, _BASES[dim], rows.device)[start:]
+                if dim == 0 and self.seed is not None:
+                    points = points + 2.0**-53  # the middle of the cell, as _to_unit has it
+                u[:, dim] = self._rotated(points, dim).view(len(rows), -1)
+            else:
+                u[:, dim] = self._uniforms(rows, dim, num_dims).T
+        return u.mT
 
     def _key(self, rows: Tensor, dim: int) -> Tensor:
         assert self.seed is not None
@@ -258,9 +269,13 @@ class BaseDraws:
     def _halton(self, element: Tensor, dim: int) -> Tensor:
         if self.seed is None:
             return _radical_inverse(element + _DROPPED, _BASES[dim])
-        shift = _to_unit(self._key(torch.zeros((), dtype=torch.int64, device=element.device), dim))
-        point = _radical_inverse(element, _BASES[dim]) if dim else _to_unit(_reverse_bits(element))
-        return _inside((point + shift) % 1.0)
+        return self._rotated(_radical_inverse(element, _BASES[dim]) if dim else _to_unit(_reverse_bits(element)), dim)
+
+    def _rotated(self, points: Tensor, dim: int) -> Tensor:
+        if self.seed is None:
+            return points
+        shift = _to_unit(self._key(torch.zeros((), dtype=torch.int64, device=points.device), dim))
+        return _inside((points + shift) % 1.0)
 
 
 def _shuffled(key: Tensor, k: int) -> Tensor:
