@@ -57,6 +57,8 @@ class ChoiceCase:
         Random coefficients whose published scale is negative: its optimum is ours with these draws reversed.
     multimodal : bool
         Whether there are several optima even in one pattern of signs.
+    start : dict of str to float
+        Near the published optimum, where it is not the one that a search from the default start finds.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ChoiceCase:
     prepare: Callable[[pd.DataFrame], pd.DataFrame] | None = None
     reversed: tuple[str, ...] = ()
     multimodal: bool = False
+    start: dict[str, float] = field(default_factory=dict)
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -477,6 +480,17 @@ CASES = (
         params={"price": -0.4564785, "feat.loc": 1.0826681},
         prepare=_brands,
         multimodal=True,
+        start={
+            "price": -0.456,
+            "feat.loc": 1.083,
+            "feat.scale": 1.078,
+            "yoplait.loc": 0.892,
+            "yoplait.scale": 3.782,
+            "hiland.loc": -5.541,
+            "hiland.scale": 2.820,
+            "weight.loc": -3.945,
+            "weight.scale": 3.787,
+        },
     ),
 )
 
