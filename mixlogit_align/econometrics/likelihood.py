@@ -62,6 +62,17 @@ def _deviations(weighted: Tensor, probability: Tensor, direction: Tensor) -> Ten
     return moved.addcmul_(probability, moved.sum(2, keepdim=True), value=-1.0)
 
 
+def _chained(values: Tensor, jacobian: Tensor, column: list[int]) -> Tensor:
+    """Row r of ``jacobian`` (n, R, K) times row column[r], ascending, of ``values`` (n, C, K)."""
+    found = torch.empty_like(jacobian)
+    start = 0
+    for c in range(values.shape[1]):
+        own = slice(start, start + column.count(c))
+        torch.mul(jacobian[:, own], values[:, c, None], out=found[:, own])
+        start = own.stop
+    return found
+
+
 def _corners(base: Tensor) -> Tensor:
     """Base variates (1, M + 1, M) at 0 and at the units, which tell all that is linear in them."""
     units = torch.eye(base.shape[2], dtype=base.dtype, device=base.device)
@@ -325,7 +336,7 @@ class _Chunk:
         probability = at.probability.flatten(1, 2)
         weighted = weights[:, None] * at.weight
         by_beta = torch.bmm(self.varying.mT, probability).neg_()
-        varying = by_beta[:, column].mul_(jacobian)
+        varying = _chained(by_beta, jacobian, column)
         # parameters that vary may share a coordinate (several coefficients of one), so that rows are added
         rows = torch.tensor([*range(f), *parameter], dtype=torch.int64, device=theta.device)
         mean = torch.cat(
@@ -364,7 +375,7 @@ class _Chunk:
             x = self.fixed[..., d] if d < f else self.varying[..., d - f]
             direction = x.view(*probability.shape[:3], 1)
             moved = _deviations(posterior, probability, direction).flatten(1, 2)
-            across = torch.bmm(self.varying.mT, moved)[:, column].mul_(jacobian)
+            across = _chained(torch.bmm(self.varying.mT, moved), jacobian, column)
             if d < f:
                 result[d, :f] -= (moved.sum(2)[..., None] * self.fixed).sum((0, 1))
                 mixed = across.sum((0, 2))
@@ -386,7 +397,7 @@ class _Chunk:
         for e in range(p.shape[1]):
             moved = posterior * (2.0 * p[:, e, None])
             moved[:, e] -= posterior[:, e]
-            across = torch.bmm(self.varying.mT, moved)[:, column].mul_(jacobian)
+            across = _chained(torch.bmm(self.varying.mT, moved), jacobian, column)
             fixed = self.fixed[:, e]
             result[:f, :f] += fixed.T @ torch.bmm(moved.sum(2)[:, None], self.fixed)[:, 0]
             mixed = fixed.T @ across.sum(2)
