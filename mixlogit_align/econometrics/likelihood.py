@@ -79,46 +79,6 @@ def _corners(base: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(units[:1]), units))[None]
 
 
-class _PanelLoglik(torch.autograd.Function):
-    """sum_t -log(1 + sum_j exp(u_tj)) with u = x beta + offset, u the differences to the chosen alternative.
-
-    Twice differentiable in beta (n, C, K) and offset (n, E); x is (n, E, C), E = T * others.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, beta: Tensor, offset: Tensor, x: Tensor, others: int) -> Tensor:
-        value, probability = _choice_probabilities(_utilities(beta, offset, x, others))
-        ctx.save_for_backward(beta, offset, x, probability)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        beta, offset, x, probability = ctx.saved_tensors
-        by_beta, by_offset = _PanelScore.apply(grads[0], beta, offset, x, probability)
-        return by_beta, by_offset, None, None
-
-
-class _PanelScore(torch.autograd.Function):
-    """The gradient of :class:`_PanelLoglik`, weighted by g (n, K): -sum_e g p_e x_e, and -sum_k g p_e."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, g: Tensor, beta: Tensor, offset: Tensor, x: Tensor, probability: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(g, x, probability)
-        weighted = (probability * g[:, None, None]).flatten(1, 2)
-        return torch.bmm(x.mT, weighted).neg_(), weighted.sum(2).neg_()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        g, x, probability = ctx.saved_tensors
-        by_beta, by_offset = grads
-        h = torch.baddbmm(by_offset[..., None], x, by_beta).view_as(probability)
-        to_g = (probability * h).sum((1, 2)).neg_()
-        q = _deviations(probability * g[:, None, None], probability, h).flatten(1, 2)
-        return to_g, torch.bmm(x.mT, q).neg_(), q.sum(2).neg_(), None, None
-
-
 @dataclass(frozen=True)
 class Nodes:
     """Where the mixing distribution is evaluated.
@@ -154,6 +114,13 @@ class _Group:
     fixed: Tensor
     varying: Tensor
     missing: Tensor | None
+
+    def offset(self, constant: Tensor) -> Tensor | None:
+        """Utility differences (n, E) that do not vary, of fixed coefficients (F,)."""
+        if not len(constant):
+            return self.missing
+        offset = self.fixed @ constant
+        return offset if self.missing is None else offset + self.missing
 
 
 class PanelData:
@@ -234,23 +201,12 @@ class _Posterior:
 
 
 @dataclass(frozen=True)
-class _Chunk:
+class _Chunk(_Group):
     """Some individuals of one group, with their nodes."""
 
-    rows: Tensor
-    fixed: Tensor
-    varying: Tensor
-    missing: Tensor | None
     covariates: Tensor
     nodes: Nodes
     others: int
-
-    def _offset(self, constant: Tensor) -> Tensor | None:
-        """Utility differences (n, E) that do not vary, of fixed coefficients (F,)."""
-        if not len(constant):
-            return self.missing
-        offset = self.fixed @ constant
-        return offset if self.missing is None else offset + self.missing
 
     def _varying(self, specification: Specification, theta: Tensor) -> Tensor:
         """Coefficients (n, C, K) that vary; theta (P,)."""
@@ -258,19 +214,14 @@ class _Chunk:
         columns = specification.varying(theta.expand(n, -1).unbind(1), self.nodes.base, self.covariates)
         return torch.stack(columns, 1) if columns else self.varying.new_zeros(n, 0, self.nodes.num)
 
-    def loglik(self, specification: Specification, theta: Tensor) -> Tensor:
-        """Log-likelihood (n, K) given the nodes, twice differentiable in them; theta (P,)."""
-        beta = self._varying(specification, theta)
-        offset = self._offset(theta[: specification.num_constant])
-        if offset is None:
-            offset = beta.new_zeros(self.varying.shape[:2])
-        value: Tensor = _PanelLoglik.apply(beta, offset, self.varying, self.others)
-        return value
-
     @torch.no_grad()
     def joint(self, specification: Specification, theta: Tensor) -> Tensor:
         """log of weight times likelihood at every node, (n, K); theta (P,)."""
-        return self.loglik(specification, theta) + self.nodes.log_weight
+        offset = self.offset(theta[: specification.num_constant])
+        value, _ = _choice_probabilities(
+            _utilities(self._varying(specification, theta), offset, self.varying, self.others)
+        )
+        return value + self.nodes.log_weight
 
     def _posterior(self, u: Tensor) -> _Posterior:
         """Of utility differences (n, T, others, K), which it destroys."""
@@ -300,7 +251,7 @@ class _Chunk:
             leaf = theta.detach().expand(n, -1).clone().requires_grad_(True)
             columns = specification.varying(leaf.unbind(1), base if corners is None else corners, self.covariates)
         beta = torch.stack([column.detach() for column in columns], 1) if columns else self.varying.new_zeros(n, 0, 1)
-        offset = self._offset(theta[:f])
+        offset = self.offset(theta[:f])
         if corners is None:
             u = _utilities(beta, offset, self.varying, self.others)
         else:
@@ -332,7 +283,7 @@ class _Chunk:
         """
         f = specification.num_constant
         beta, column, parameter, jacobian = self._jacobian(specification, theta)
-        at = self._posterior(_utilities(beta, self._offset(theta[:f]), self.varying, self.others))
+        at = self._posterior(_utilities(beta, self.offset(theta[:f]), self.varying, self.others))
         probability = at.probability.flatten(1, 2)
         weighted = weights[:, None] * at.weight
         by_beta = torch.bmm(self.varying.mT, probability).neg_()
@@ -452,7 +403,6 @@ class _Chunk:
         return torch.stack(rows)
 
 
-@torch.enable_grad()
 def node_derivatives(
     data: PanelData, specification: Specification, theta: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -472,23 +422,35 @@ def node_derivatives(
     gradient : Tensor, shape (N, M)
     hessian : Tensor, shape (N, M, M)
     """
-    m = z.shape[1]
-    leaf = z.detach().to(data.weights, copy=True).requires_grad_(True)
-    everyone = data.everyone
-    chunk = _Chunk(
-        rows=everyone.rows,
-        fixed=everyone.fixed,
-        varying=everyone.varying,
-        missing=everyone.missing,
-        covariates=data.covariates,
-        nodes=Nodes(specification.base_of_normal(leaf)[:, None], leaf.new_zeros(1, 1)),
-        others=data.others,
-    )
-    loglik = chunk.loglik(specification, theta.to(leaf))[:, 0]
-    value = loglik - 0.5 * (leaf * leaf).sum(-1)
-    (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-    rows = [torch.autograd.grad(gradient[:, i].sum(), leaf, retain_graph=True)[0] for i in range(m)]
-    return value.detach(), gradient.detach(), torch.stack(rows, 1)
+    everyone, theta = data.everyone, theta.to(data.weights)
+    x, (n, m) = everyone.varying, z.shape
+    with torch.enable_grad():
+        leaf = z.detach().to(data.weights, copy=True).requires_grad_(True)
+        base = specification.base_of_normal(leaf)[:, None]
+        columns = specification.varying(theta.expand(n, -1).unbind(1), base, data.covariates)
+        slopes = [
+            torch.autograd.grad(column.sum(), leaf, create_graph=True)[0]
+            if column.requires_grad
+            else leaf.new_zeros(n, m)
+            for column in columns
+        ]
+    beta = torch.stack([column.detach() for column in columns], 1)
+    jacobian = torch.stack([slope.detach() for slope in slopes], 1)
+    u = _utilities(beta, everyone.offset(theta[: specification.num_constant]), x, data.others)
+    value, probability = _choice_probabilities(u)
+    weighted = x * probability.flatten(1, 2)
+    mean = weighted.view(n, -1, data.others, x.shape[2]).sum(2)
+    by_beta = mean.sum(1).neg_()
+    curvature = torch.bmm(mean.mT, mean).sub_(torch.bmm(x.mT, weighted))
+    point = leaf.detach()
+    gradient = (by_beta[:, None] @ jacobian).squeeze(1) - point
+    hessian = jacobian.mT @ curvature @ jacobian - torch.eye(m, dtype=point.dtype, device=point.device)
+    bent = [(c, slope) for c, slope in enumerate(slopes) if slope.requires_grad]
+    if bent:
+        with torch.enable_grad():
+            totals = torch.stack([by_beta[:, c, None] * slope for c, slope in bent]).sum((0, 1))
+            hessian += torch.stack([torch.autograd.grad(c, leaf, retain_graph=True)[0] for c in totals], 1)
+    return value[:, 0] - 0.5 * (point * point).sum(-1), gradient, hessian
 
 
 class SimulatedLoglik:

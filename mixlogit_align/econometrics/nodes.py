@@ -167,7 +167,7 @@ class NodeMaker:
         spec, rule, n = self.specification, self.rule, self.data.num_individuals
         m = spec.num_dims
         modes = self.data.modes
-        start = torch.zeros(n, m, dtype=torch.float64) if modes is None else modes
+        start = self.data.weights.new_zeros(n, m) if modes is None else modes
         proposals = laplace_proposals(lambda z: node_derivatives(self.data, spec, theta, z), start)
         self.data.modes = proposals.mode
         if isinstance(rule, Quadrature):
