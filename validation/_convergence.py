@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,15 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 
-import mixlogit_align
 from mixlogit_align.distributions import Triangular
 from mixlogit_align.econometrics import MixedLogitModel
-from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
-from mixlogit_align.econometrics.nodes import NodeMaker
+from mixlogit_align.econometrics.estimation import Found
+from mixlogit_align.econometrics.likelihood import SimulatedLoglik
 
 # Largest gradient, in the metric of the inverse Hessian, at something to call an optimum: in standard errors.
 TOLERANCE = 0.05
-
-_RULES = ("Quadrature", "MonteCarlo", "QuasiMonteCarlo", "ImportanceSampling", "FixedDraws")
+# And on nodes made anew at the optimum, where the nodes follow it: what importance sampling may be off.
+TOLERANCE_ANEW = 0.5
 
 Value = Callable[[np.ndarray], float]
 Gradient = Callable[[np.ndarray], np.ndarray]
@@ -86,58 +84,52 @@ def judge(gradient: np.ndarray, hessian: np.ndarray, std_errors: Sequence[float]
     return Evidence(norm, smallest, why)
 
 
-def evidence(model: MixedLogitModel, result: Any) -> Evidence:
+class Observed(MixedLogitModel):
+    """A model that remembers where its search ended: the very log-likelihood that was maximised."""
+
+    found: Found | None = None
+
+    def _result(self, best: Found, *arguments: Any) -> Any:
+        self.found = best
+        return super()._result(best, *arguments)
+
+
+def evidence(model: Observed, result: Any) -> Evidence:
     """Whether a result's estimates are an optimum of the log-likelihood, values of which are all that is trusted.
 
-    The nodes are made anew by the rule that the result names. Scales are reported positive with the base draws
-    reversed, so that the pattern of reversals is sought that gives the result's log-likelihood. A scale at its boundary
-    of 0 is no interior optimum: there the log-likelihood must not rise with it.
+    Of the log-likelihood on the nodes of the search. A scale at its boundary of 0 is no interior optimum: there the
+    log-likelihood must not rise with it.
     """
-    return _of_strength(model, result) if result.mixing is not None else _of_nodes(model, result)
+    if model.found is None:
+        return _of_strength(model, result)
+    return _of_nodes(model.found.loglik, model.found.params, result)
 
 
-def reversals(model: MixedLogitModel, result: Any) -> tuple[float, ...]:
-    """Signs of the base draws behind positive scales, in the order of the scales that can have either sign."""
-    return _simulated(model, result)[1]
+def evidence_anew(model: Observed, result: Any) -> Evidence | None:
+    """The same where nodes follow individuals' modes, on nodes made anew at the estimates; else None.
+
+    The nodes of the search were made at parameters nearby. If they covered the likelihood, new ones give nearly the
+    same function.
+    """
+    if model.found is None or not model.found.maker.centred:
+        return None
+    maker, theta = model.found.maker, model.found.params
+    maker.data.modes = None
+    return _of_nodes(SimulatedLoglik(maker.data, model.specification, maker.nodes(theta)), theta, result)
 
 
-def _simulated(model: MixedLogitModel, result: Any) -> tuple[SimulatedLoglik, tuple[float, ...]]:
-    """The log-likelihood that was maximised, on nodes made anew, scales positive; and the signs of its base draws."""
+def reversals(model: Observed) -> tuple[bool, ...]:
+    """Which scales ended negative and were reported positive, with base draws reversed."""
+    assert model.found is not None
     spec = model.specification
-    theta = spec.theta(torch.tensor([result.params[name] for name in spec.names], dtype=torch.float64))
-    data = PanelData(model.data, spec)
-    if not spec.num_dims:
-        return SimulatedLoglik(data, spec, NodeMaker(mixlogit_align.Quadrature(), data, spec).nodes(theta)), ()
-    rule = eval(
-        result.integration.rule, {name: getattr(mixlogit_align, name) for name in _RULES}
-    )  # a rule prints itself
-    best, distance = None, math.inf
-    for signs in itertools.product((1.0, -1.0), repeat=len(spec.mirrored)):
-        data.modes = None
-        there = theta.clone()
-        reversal = torch.ones(spec.num_dims, dtype=torch.float64)
-        for sign, (column, together) in zip(signs, spec.mirrored.values(), strict=True):
-            reversal[column] = sign
-            for name in together:
-                there[spec.index[name]] *= sign
-        nodes = NodeMaker(rule, data, spec).nodes(there)
-        found = SimulatedLoglik(data, spec, Nodes(nodes.base * reversal, nodes.log_weight))
-        gap = abs(float(found.weights @ found.values(theta)) - result.loglik)
-        if gap < distance:
-            best, distance = (found, signs), gap
-        if gap < 1e-7 * (1.0 + abs(result.loglik)):
-            break
-    assert best is not None
-    return best
+    return tuple(float(model.found.params[spec.index[name]]) < 0.0 for name in spec.mirrored)
 
 
-def _of_nodes(model: MixedLogitModel, result: Any) -> Evidence:
-    spec, loglik = model.specification, _simulated(model, result)[0]
-    natural = torch.tensor([result.params[name] for name in spec.names], dtype=torch.float64)
-    theta = spec.theta(natural)
-    slopes = torch.tensor([result.params[n] if n in spec.logged else 1.0 for n in spec.names], dtype=torch.float64)
-    errors = torch.tensor([result.std_errors[name] for name in spec.names], dtype=torch.float64) / slopes
-    if not bool(torch.isfinite(errors).all()):
+def _of_nodes(loglik: SimulatedLoglik, params: torch.Tensor, result: Any) -> Evidence:
+    names = loglik.specification.names
+    slopes = [result.params[name] if name in loglik.specification.logged else 1.0 for name in names]
+    errors = np.array([result.std_errors[name] / slope for name, slope in zip(names, slopes, strict=True)])
+    if not np.isfinite(errors).all():
         return Evidence(math.nan, math.nan, "standard errors not finite")
 
     def value(point: np.ndarray) -> float:
@@ -146,9 +138,9 @@ def _of_nodes(model: MixedLogitModel, result: Any) -> Evidence:
     def score(point: np.ndarray) -> np.ndarray:
         return loglik.gradient(torch.from_numpy(point))[1].numpy()
 
-    at, steps = theta.numpy(), 1e-3 * errors.numpy()
+    at, steps = params.numpy(), 1e-3 * errors
     gradient = gradient_by_differences(value, at, steps)
-    return judge(gradient, hessian_by_differences(score, at, steps), list(result.std_errors.values()))
+    return judge(gradient, hessian_by_differences(score, at, steps), errors.tolist())
 
 
 def _of_strength(model: MixedLogitModel, result: Any) -> Evidence:

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from _choice_cases import BY_NAME, CASES, XLOGIT_FAMILIES, ChoiceCase, Peer
-from _convergence import TOLERANCE, evidence, reversals
+from _convergence import TOLERANCE, TOLERANCE_ANEW, Observed, evidence, evidence_anew, reversals
 from _report import REPORTS, Report, data_folder
 
-from mixlogit_align import FixedDraws, ImportanceSampling, Quadrature
+from mixlogit_align import FixedDraws, Quadrature
 from mixlogit_align.econometrics import ChoiceData, MixedLogitModel
 from mixlogit_align.errors import ConvergenceWarning
 
@@ -114,23 +114,28 @@ def default_starts(report: Report, cases: list[ChoiceCase], folder: Path) -> Non
     )
     rows = []
     for case in cases:
-        model = case.model(case.data(folder))
+        model = Observed(case.data(folder), case.fixed, case.random, case.correlated)
         for rule in dict.fromkeys((None, case.integration)):
             start = time.perf_counter()
             result = fitted(model, integration=rule, num_redraws=0)
             seconds = time.perf_counter() - start
-            found = evidence(model, result)
+            found, anew = evidence(model, result), evidence_anew(model, result)
             name = f"{case.name}, {'default rule' if rule is None else f'{case.draws} Halton'}"
             report.claim(
                 name, "converged, and so say finite differences", found.norm, result.converged and not found.why_not
             )
-            pattern, again = reversals(model, result), []
+            if anew is not None:
+                settled = anew.norm <= TOLERANCE_ANEW
+                claim = (
+                    f"on nodes made anew at the estimates the gradient is at most {TOLERANCE_ANEW:g} standard errors"
+                )
+                report.claim(name, claim, anew.norm, settled)
+            pattern, again = reversals(model), []
             for seed in range(RESTARTS):
                 other = fitted(model, integration=rule, start=shifted(result, seed), num_redraws=0)
-                again.append((other.loglik - result.loglik, reversals(model, other) == pattern, other.converged))
-            centred = ImportanceSampling.__name__ in result.integration.rule
-            bar = BETTER_CENTRED if centred else BETTER
-            gain = max((gain for gain, same, _ in again if same or centred), default=0.0)
+                again.append((other.loglik - result.loglik, reversals(model) == pattern, other.converged))
+            bar = BETTER if anew is None else BETTER_CENTRED
+            gain = max((gain for gain, same, _ in again if same), default=0.0)
             if not case.multimodal:
                 report.claim(name, f"no restart is better by {bar:g}", gain, gain <= bar)
             gains = ", ".join(f"{gain:+.4f}{'' if same else ' (other signs)'}" for gain, same, _ in again)
@@ -140,13 +145,21 @@ def default_starts(report: Report, cases: list[ChoiceCase], folder: Path) -> Non
                     result.integration.rule,
                     f"{result.loglik:.4f}",
                     f"{found.norm:.1e}",
+                    "" if anew is None else f"{anew.norm:.1e}",
                     f"{found.eigenvalue:.1e}",
                     gains,
                     "several optima" if case.multimodal else "",
                     f"{seconds:.2f}",
                 ]
             )
-    columns = ["case", "rule", "log-likelihood", "gradient, standard errors", "smallest scaled eigenvalue"]
+    columns = [
+        "case",
+        "rule",
+        "log-likelihood",
+        "gradient, standard errors",
+        "on nodes anew",
+        "smallest scaled eigenvalue",
+    ]
     columns += ["restarts less this", "", "s"]
     report.table("default_starts", "From default starts", columns, rows)
 

@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 import torch
 from _choice_cases import XLOGIT_FAMILIES, Peer
-from _convergence import evidence, hessian_by_differences, judge
+from _convergence import TOLERANCE, TOLERANCE_ANEW, Observed, evidence, evidence_anew, hessian_by_differences, judge
 from _report import REPORTS, Report
 from scipy import special, stats
 
-from mixlogit_align.econometrics import ChoiceData, MixedLogitModel, Random
+from mixlogit_align.econometrics import ChoiceData, Random
 from mixlogit_align.errors import ConvergenceWarning, MixlogitError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ ROWS = 4000  # alternatives of a data set, about
 DRAWS = 200  # of xlogit
 LIMIT = 30  # seconds of an estimation
 GOOD = ("converged", "named failure", "not converged, and said so", "out of time")
-BAD = ("false convergence", "NaN", "crash")
+BAD = ("unsettled nodes", "false convergence", "NaN", "crash")
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Specification:
     fixed : list of str
     random : dict of str to Random
     options : dict
-        Of MixedLogitModel.
+        Of the model.
     traits : list of str
     """
 
@@ -104,7 +104,7 @@ class Specification:
             frequency=np.repeat(self.weights[self.individual], j),
         )
 
-    def model(self) -> MixedLogitModel:
+    def model(self) -> Observed:
         data = ChoiceData.from_long(
             self.frame(),
             choice="chosen",
@@ -115,7 +115,7 @@ class Specification:
             availability="offered",
             weights="frequency",
         )
-        return MixedLogitModel(data, self.fixed, self.random, **self.options)
+        return Observed(data, self.fixed, self.random, **self.options)
 
     def peer(self) -> Peer | None:
         """xlogit on the same data, where it has the model."""
@@ -271,9 +271,14 @@ def ours(spec: Specification) -> dict[str, Any]:
         return _outcome("NaN", start, said) | common
     if not result.converged:
         return _outcome("not converged, and said so" if said else "crash", start, said) | common
-    found = evidence(model, result)
-    status = "false convergence" if found.why_not else "converged"
-    return _outcome(status, start, found.why_not) | common | {"norm": found.norm, "eigenvalue": found.eigenvalue}
+    found, anew = evidence(model, result), evidence_anew(model, result)
+    common |= {"norm": found.norm, "eigenvalue": found.eigenvalue, "norm_anew": anew and anew.norm}
+    if found.why_not:
+        return _outcome("false convergence", start, found.why_not) | common
+    if anew is not None and not anew.norm <= TOLERANCE_ANEW:
+        said = f"on nodes made anew: {anew.why_not}; least effective draws {result.integration.ess:.1f}"
+        return _outcome("unsettled nodes", start, said) | common
+    return _outcome("converged", start, "") | common
 
 
 def xlogits(spec: Specification) -> dict[str, Any] | None:
@@ -346,10 +351,11 @@ def write(rows: list[dict[str, Any]], folder: Path) -> Report:
         "Each specification is made from its seed and estimated from the default start with the default rule; by "
         f"xlogit, where it has the model, from its default start, with its default optimiser and {DRAWS} draws. "
         "‘Converged’ is verified from outside and ‘false convergence’ is a declared convergence where that fails: a "
-        "gradient above 0.05 standard errors in the metric of the inverse Hessian, a Hessian by finite differences "
-        "that is not definite, or standard errors that are not finite. For estimates here the gradient too is by "
-        "finite differences of the log-likelihood. A named failure is an error that says what is wrong with data or "
-        f"model. An estimation is stopped after {LIMIT} s.",
+        f"gradient above {TOLERANCE:g} standard errors in the metric of the inverse Hessian, a Hessian by finite "
+        "differences that is not definite, or standard errors that are not finite. For estimates here the gradient too "
+        "is by finite differences of the log-likelihood. ‘Unsettled nodes’: importance sampling whose gradient exceeds "
+        f"{TOLERANCE_ANEW:g} standard errors on nodes made anew at the estimates. A named failure is an error that "
+        f"says what is wrong with data or model. An estimation is stopped after {LIMIT} s.",
         "xlogit",
         "scipy",
     )
