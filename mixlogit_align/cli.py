@@ -7,20 +7,65 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mixlogit_align import __version__
-from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
+from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError, explain
 
 PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 EXAMPLES = """examples:
   mixlogit-align demo                                  everything once, on simulated choices; then open the report
+  mixlogit-align simulate --fixed price=-1 --random "time=normal(-0.5, 0.8)" --individuals 500 --out choices.csv
+  mixlogit-align fit choices.csv --fixed price --random time=normal
   mixlogit-align sft --config run.yaml --out runs/sft  the supervised stage of a configuration
   mixlogit-align train --config run.yaml --preference.optim.lr 1e-6
   mixlogit-align report runs/dpo runs/gamma --out report.html
 
 exit status:
-  0 done, every check passed; 1 a check or a run failed; 2 wrong usage or settings; 130 interrupted by Ctrl-C
+  0 done, every check passed; 1 a check or a run failed, or a fit did not converge;
+  2 wrong usage, settings or data; 130 interrupted by Ctrl-C
+"""
+
+SIMULATE = """\
+Draws choices of individuals whose coefficients are known, and writes them as a long table (columns individual,
+situation, alternative, the attributes, choice) with the truth beside it as JSON.
+
+A random coefficient is NAME=FAMILY(A, B), in quotes because of the brackets:
+  normal(loc, scale)            loc + scale z, z standard normal
+  lognormal(loc, scale)         exp(loc + scale z); -lognormal(loc, scale) is minus that
+  uniform(loc, scale)           between loc - scale and loc + scale; triangular(loc, scale) likewise
+  gamma(concentration, rate)    also -gamma
+  truncated_normal(loc, scale), censored_normal(loc, scale), johnson_sb(loc, scale)
+with behind it, where wanted: in LOW..HIGH (bounds of truncated_normal and johnson_sb), then
+by COVARIATE=SLOPE, ... (loc moves by SLOPE times an attribute of the individual)."""
+
+SIMULATE_EXAMPLES = """examples:
+  mixlogit-align simulate --random "x=lognormal(0, 0.5)" --individuals 300 --situations 10 --out choices.csv
+  mixlogit-align simulate --fixed asc.1=0.4 price=-1 --random "time=normal(-0.5, 0.8)" "comfort=normal(1, 0.5)" \\
+    --correlation time,comfort=0.4 --attribute asc.1=0,1,0 "price=uniform(2, 1)" \\
+    --individuals 500 --situations 8 --alternatives 3 --seed 1 --out choices.parquet
+  mixlogit-align simulate --random "time=normal(-1, 0.5) by income=0.3" --fixed price=-1 --individuals 2000 --out c.csv
+"""
+
+FIT = """\
+Estimates a mixed logit by maximum likelihood from a long table (CSV or Parquet), one row for each alternative of
+each situation, or with --logratios from a table of judged pairs. Prints estimates and the evidence behind them.
+
+A random coefficient is NAME=FAMILY, families as in `mixlogit-align simulate --help`; a leading - is minus a
+positive family. FAMILY(A, B) starts the search there; in LOW..HIGH sets bounds; by COVARIATE, ... lets its loc
+depend on attributes of the individual."""
+
+FIT_EXAMPLES = """examples:
+  mixlogit-align fit choices.csv --individual individual --fixed price --random time=normal
+  mixlogit-align fit choices.csv --individual person --alternative mode --situation trip --choice chosen \\
+    --fixed price --random time=normal cost=-lognormal --correlated --cov-type robust --out fit.safetensors
+  mixlogit-align fit choices.csv --formula "choice ~ price + time | income" --random time=normal
+  mixlogit-align fit choices.csv --individual individual --random price=-lognormal "time=normal by income" \\
+    --wtp-space price --integration halton:500
+  mixlogit-align fit log_ratios.parquet --logratios --individual annotator_id --random logratio_diff=lognormal
+
+exit status: 0 converged; 1 not converged or no estimate; 2 wrong usage or data; 130 interrupted
 """
 
 EXAMPLE_CONFIG = """\
@@ -42,6 +87,9 @@ preference:
   strength: {family: gamma, lr: 1e-2}    # or point (DPO), lognormal
   integration: {rule: best}              # or closed_form, quadrature, monte_carlo
 """
+
+# An option that takes several words, and may be repeated.
+_MANY: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = options.run(options)
     except KeyboardInterrupt:
-        print("interrupted; what was done so far is kept", file=sys.stderr)
+        print("interrupted; what was written so far is kept", file=sys.stderr)
         return INTERRUPTED
-    except (InvalidInputError, OSError) as error:
+    except (InvalidInputError, IntegrationError, OSError) as error:
         print(f"mixlogit-align: error: {error}", file=sys.stderr)
         return USAGE
     except MixlogitError as error:
@@ -105,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="fewer cases and examples: that it runs, not what it learns")
     demo.set_defaults(run=_demo)
 
+    _add_simulate(command("simulate", "write choices whose truth is known", SIMULATE, SIMULATE_EXAMPLES))
+    _add_fit(command("fit", "estimate a mixed logit from a table of choices", FIT, FIT_EXAMPLES))
+
     for name, what, run in (
         ("sft", "run the supervised stage of a configuration", _sft),
         ("train", "run the stages of a configuration", _train),
@@ -131,6 +182,84 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    truth = parser.add_argument_group("the truth")
+    truth.add_argument("--fixed", metavar="NAME=VALUE", **_MANY, help="coefficients that do not vary")
+    truth.add_argument("--random", metavar="NAME=FAMILY(A,B)", **_MANY, help="coefficients that vary over individuals")
+    truth.add_argument(
+        "--correlation", metavar="NAME,NAME=R", **_MANY,
+        help="correlation of two random coefficients (of their logs, where lognormal)",
+    )  # fmt: skip
+    truth.add_argument(
+        "--wtp-space", metavar="PRICE", help="the other coefficients are willingness to pay: times -PRICE's"
+    )
+    truth.add_argument(
+        "--scale-heterogeneity", metavar="TAU", type=float, help="all coefficients times exp(TAU z - TAU^2 / 2)"
+    )
+    design = parser.add_argument_group("the design")
+    design.add_argument("--individuals", metavar="N", type=int, required=True)
+    design.add_argument(
+        "--situations", metavar="T", type=int, default=1, help="of each individual (default: %(default)s)"
+    )
+    design.add_argument(
+        "--alternatives", metavar="J", type=int, default=2, help="to choose from (default: %(default)s)"
+    )
+    design.add_argument(
+        "--attribute", metavar="NAME=FAMILY(A,B)", **_MANY,
+        help="distribution of an attribute (default: normal(0, 1)), or its value for each alternative: asc.1=0,1,0",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same choices (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("choices.csv"),
+        help="the table, .csv, .csv.gz or .parquet (default: %(default)s); the truth is choices.truth.json beside it",
+    )  # fmt: skip
+    parser.set_defaults(run=_simulate)
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", metavar="TABLE", type=Path, help=".csv, .csv.gz or .parquet")
+    columns = parser.add_argument_group("columns of the table")
+    columns.add_argument(
+        "--choice", metavar="COLUMN", help="1 where chosen, else 0; or the label chosen (default: choice)"
+    )
+    columns.add_argument("--alternative", metavar="COLUMN", default="alternative", help="(default: %(default)s)")
+    columns.add_argument("--situation", metavar="COLUMN", default="situation", help="(default: %(default)s)")
+    columns.add_argument("--individual", metavar="COLUMN", help="who chose: makes a panel (default: a cross-section)")
+    columns.add_argument("--availability", metavar="COLUMN", help="0 where an alternative could not be chosen")
+    columns.add_argument("--weights", metavar="COLUMN", help="how many individuals alike each one stands for")
+    columns.add_argument("--logratios", action="store_true", help="rows are judged pairs, with a column logratio_diff")
+    model = parser.add_argument_group("the model")
+    model.add_argument("--formula", help="'choice ~ price + time | income', in place of --choice and --fixed")
+    model.add_argument("--fixed", metavar="NAME", **_MANY, help="attributes with one coefficient for all")
+    model.add_argument("--random", metavar="NAME=FAMILY", **_MANY, help="attributes whose coefficient varies")
+    model.add_argument(
+        "--correlated", metavar="NAME,NAME,...", nargs="*",
+        help="random coefficients are correlated: all of them, or only those of each block named",
+    )  # fmt: skip
+    model.add_argument("--wtp-space", metavar="PRICE", help="estimate willingness to pay in units of this attribute")
+    model.add_argument("--scale-heterogeneity", action="store_true", help="individuals differ in scale, too")
+    how = parser.add_argument_group("the estimation")
+    how.add_argument(
+        "--integration", metavar="KIND:DRAWS",
+        help="quadrature:64, importance:64, halton:500, sobol:1024, mlhs:500 or pseudo:500, where wanted with :SEED, "
+        "or :plain for an unscrambled sequence (default: chosen for the model)",
+    )  # fmt: skip
+    how.add_argument(
+        "--cov-type", default="hessian", metavar="TYPE",
+        help="hessian, bhhh, robust, 'clustered(COLUMN)' or bootstrap (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument("--starts", metavar="K", type=int, default=1, help="of the search; all optima are reported")
+    how.add_argument(
+        "--seed", type=int, default=0, help="of further starts and of the bootstrap (default: %(default)s)"
+    )
+    how.add_argument("--device", help="cpu, cuda, ...")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", metavar="FILE", type=Path, help="the result, read by MixedLogitResult.load")
+    output.add_argument("--html", metavar="FILE", type=Path, help="the summary as a page")
+    output.add_argument("--latex", metavar="FILE", type=Path, help="the summary as a LaTeX table")
+    parser.set_defaults(run=_fit)
+
+
 def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
     """``--section.setting value`` and ``--section.setting=value`` as ``section.setting=value``."""
     found: list[str] = []
@@ -151,6 +280,19 @@ def _demo(options: argparse.Namespace) -> int:
     from mixlogit_align.demo import run_demo
 
     return PASSED if run_demo(options.out, quick=options.quick) else FAILED
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from mixlogit_align.econometrics.command import simulate
+
+    simulate(options)
+    return PASSED
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from mixlogit_align.econometrics.command import fit
+
+    return PASSED if fit(options) else FAILED
 
 
 def _sft(options: argparse.Namespace) -> int:
