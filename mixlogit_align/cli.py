@@ -222,8 +222,8 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     columns.add_argument(
         "--choice", metavar="COLUMN", help="1 where chosen, else 0; or the label chosen (default: choice)"
     )
-    columns.add_argument("--alternative", metavar="COLUMN", default="alternative", help="(default: %(default)s)")
-    columns.add_argument("--situation", metavar="COLUMN", default="situation", help="(default: %(default)s)")
+    columns.add_argument("--alternative", metavar="COLUMN", help="labels of what may be chosen (default: alternative)")
+    columns.add_argument("--situation", metavar="COLUMN", help="which rows are one choice (default: situation)")
     columns.add_argument("--individual", metavar="COLUMN", help="who chose: makes a panel (default: a cross-section)")
     columns.add_argument("--availability", metavar="COLUMN", help="0 where an alternative could not be chosen")
     columns.add_argument("--weights", metavar="COLUMN", help="how many individuals alike each one stands for")

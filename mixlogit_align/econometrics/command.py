@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -24,7 +25,7 @@ from mixlogit_align.econometrics.families import FAMILIES, PARAMETERS, Random
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.simulate import simulate_choices
 from mixlogit_align.econometrics.specification import TAU
-from mixlogit_align.errors import ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ def simulate(options: Namespace) -> None:
     InvalidInputError
         If a word cannot be read, or the truth does not fit together.
     """
-    fixed = {name: _number(f"--fixed {name}", value) for name, value in _pairs("--fixed", options.fixed)}
+    fixed = {name: _number(f"--fixed {name}", value) for name, value in _pairs("--fixed", options.fixed, "NUMBER")}
     random, params = {}, dict(fixed)
     for name, text in _pairs("--random", options.random):
         family, slopes = _random(name, text)
@@ -82,12 +83,12 @@ def simulate(options: Namespace) -> None:
         seed=options.seed,
     )
 
-    truth = options.out.with_suffix(".truth.json")
+    truth, frame = options.out.with_suffix(".truth.json"), simulated.frame
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if table_type == "parquet":
-        simulated.frame.to_parquet(options.out, index=False)
+        frame.to_parquet(options.out, index=False)
     else:
-        simulated.frame.to_csv(options.out, index=False)
+        frame.to_csv(options.out, index=False)
     model = {
         "fixed": list(fixed),
         "random": {name: _words(family) for name, family in random.items()},
@@ -138,8 +139,9 @@ def fit(options: Namespace) -> bool:
         If a word, the table or the specification breaks a rule.
     """
     for path in (options.out, options.html, options.latex):
-        if path is not None and not path.parent.is_dir():
-            _refuse("folder", path.parent, "a folder that exists, to write to", f"mkdir -p {path.parent}")
+        # before the fit, which may take long
+        if path is not None and (path.is_dir() or not os.access(path.parent, os.W_OK)):
+            _refuse("output", f"{str(path)!r}", "a file in a folder that exists and can be written to", "another path")
     integration = read_rule(options.integration)
     device = _device(options.device)
     model = _model(options)
@@ -154,8 +156,7 @@ def fit(options: Namespace) -> bool:
             progress=sys.stdout.isatty(),
         )
     for warning in caught:
-        ours = issubclass(warning.category, ConvergenceWarning | IntegrationWarning)
-        print(f"mixlogit-align: warning: {warning.message}" if ours else warning, file=sys.stderr)
+        print(f"mixlogit-align: warning: {warning.message}", file=sys.stderr)
     if not model.data.is_panel:
         print("every situation has its own individual, since --individual was not given")
     print(result.summary)
@@ -174,7 +175,7 @@ def fit(options: Namespace) -> bool:
 
 def _model(options: Namespace) -> MixedLogitModel:
     random: dict[str, Random] = {}
-    for name, text in _pairs("--random", options.random):
+    for name, text in _pairs("--random", options.random, "FAMILY"):
         random[name], slopes = _random(name, text)
         if set(slopes.values()) - {None}:
             _refuse(
@@ -184,6 +185,7 @@ def _model(options: Namespace) -> MixedLogitModel:
     cluster = re.fullmatch(r"clustered\((.+)\)", options.cov_type)
     clusters = [cluster[1]] if cluster else []
     frame = _read(options.table)
+    alternative, situation = options.alternative or "alternative", options.situation or "situation"
     ids = {"availability": options.availability, "weights": options.weights, "clusters": clusters}
     kind = {"wtp_space": options.wtp_space, "scale_heterogeneity": options.scale_heterogeneity}
     if options.formula is not None:
@@ -193,8 +195,8 @@ def _model(options: Namespace) -> MixedLogitModel:
         return MixedLogitModel.from_formula(
             options.formula,
             frame,
-            alternative=options.alternative,
-            situation=options.situation,
+            alternative=alternative,
+            situation=situation,
             individual=options.individual,
             random=random,
             correlated=correlated,
@@ -204,8 +206,12 @@ def _model(options: Namespace) -> MixedLogitModel:
     if not options.fixed and not random:
         _refuse("attributes", "none", "--fixed, --random or --formula", "--random NAME=lognormal, or --fixed NAME")
     if options.logratios:
-        if options.availability is not None or options.choice is not None:
-            _refuse("--logratios", "also --availability or --choice", "a table of judged pairs", "leaving these out")
+        if any(
+            named is not None
+            for named in (options.choice, options.alternative, options.situation, options.availability)
+        ):
+            _refuse("--logratios", "also --choice, --alternative, --situation or --availability",
+                    "rows that are judged pairs", "leaving these out")  # fmt: skip
         data = ChoiceData.from_logratios(
             frame, individual=options.individual, weights=options.weights, clusters=clusters
         )
@@ -217,8 +223,8 @@ def _model(options: Namespace) -> MixedLogitModel:
         data = ChoiceData.from_long(
             frame,
             choice=options.choice or "choice",
-            alternative=options.alternative,
-            situation=options.situation,
+            alternative=alternative,
+            situation=situation,
             individual=options.individual,
             variables=variables,
             **ids,
@@ -256,13 +262,13 @@ def read_rule(text: str | None) -> Integration | None:
     _refuse("--integration", repr(text), "KIND:DRAWS or KIND:DRAWS:SEED, as " + ", ".join(_RULES), "sobol:1024")
 
 
-def _pairs(option: str, words: Sequence[str]) -> list[tuple[str, str]]:
+def _pairs(option: str, words: Sequence[str], what: str = "FAMILY(A, B)") -> list[tuple[str, str]]:
     """``NAME=TEXT``, each name once."""
     found: list[tuple[str, str]] = []
     for word in words:
         name, equals, text = (part.strip() for part in word.partition("="))
         if not equals or not name or not text:
-            _refuse(option, repr(word), "NAME=VALUE", f"{option} {name or 'NAME'}=..., quoted if it has brackets")
+            _refuse(option, repr(word), f"NAME={what}", f"{option} {name or 'NAME'}=..., quoted if it has brackets")
         if name in dict(found):
             _refuse(option, f"{name!r} twice", "each name once", "one of them")
         found.append((name, text))
@@ -290,7 +296,10 @@ def _random(name: str, text: str) -> tuple[Random, dict[str, float | None]]:
     if term["low"] is not None:
         bounds = tuple(_number(f"--random {name}, bounds", part) for part in (term["low"], term["high"]))
     sign = -1 if term["family"].startswith("-") else 1
-    return Random(family, sign, start, tuple(slopes), bounds), slopes  # type: ignore[arg-type]
+    try:
+        return Random(family, sign, start, tuple(slopes), bounds), slopes  # type: ignore[arg-type]
+    except InvalidInputError as error:
+        raise InvalidInputError(f"--random {name}, {error}") from error
 
 
 def _words(random: Random) -> str:
@@ -306,7 +315,7 @@ def _blocks(words: Sequence[str]) -> bool | list[list[str]]:
 def _correlate(words: Sequence[str], random: Mapping[str, Random], params: dict[str, float]) -> list[list[str]]:
     """Blocks of correlated coefficients; their scales in ``params`` become Cholesky factors."""
     given: dict[frozenset[str], float] = {}
-    for pair, text in _pairs("--correlation", words):
+    for pair, text in _pairs("--correlation", words, "NUMBER"):
         names = [name.strip() for name in pair.split(",")]
         value = _number(f"--correlation {pair}", text)
         normal = all(n in random and random[n].family in ("normal", "lognormal", "censored_normal", "johnson_sb")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # The attribute of a scalar strength, where none is named.
 _ATTRIBUTE = "x"
+# Of the long table, beside the attributes.
+_COLUMNS = ("individual", "situation", "alternative", "choice")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +79,19 @@ class SimulatedChoices:
         """Long table: individual, situation, alternative, the attributes, choice; one row an available alternative.
 
         Weights and clusters of data that were given are not in it.
+
+        Raises
+        ------
+        InvalidInputError
+            If an attribute has the name of another column.
         """
         import pandas as pd
 
         data = self.data
+        taken = [name for name in data.variables if name in _COLUMNS]
+        if taken:
+            expected = f"names other than those of the columns {', '.join(_COLUMNS)}"
+            raise InvalidInputError(explain("attributes", got=taken, expected=expected, hint="other names"))
         situation, alternative = data.available.nonzero().unbind(1)
         person = data.individual[situation].tolist()
         columns = {
