@@ -93,8 +93,12 @@ class ChoiceCase:
         return frame if self.prepare is None else self.prepare(frame)
 
     def data(self, folder: Path) -> ChoiceData:
+        return self.read(self.frame(folder))
+
+    def read(self, frame: pd.DataFrame) -> ChoiceData:
+        """The rows as our data."""
         return ChoiceData.from_long(
-            self.frame(folder),
+            frame,
             choice="choice",
             alternative="alt",
             situation=self.situation,
@@ -119,7 +123,10 @@ class ChoiceCase:
         return FixedDraws(draws.mT * sign)
 
     def peer(self, folder: Path) -> Peer:
-        frame = self.frame(folder)
+        return self.beside(self.frame(folder))
+
+    def beside(self, frame: pd.DataFrame) -> Peer:
+        """The rows as xlogit's."""
         return Peer(
             {name: frame[name].to_numpy(float) for name in self.variables},
             frame["choice"].to_numpy(),
