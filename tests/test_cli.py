@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -16,7 +17,7 @@ import yaml
 
 from mixlogit_align import cli
 from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, StrengthConfig, parse_config
-from mixlogit_align.errors import ConvergenceError, InvalidInputError
+from mixlogit_align.errors import ConvergenceError, IntegrationError, InvalidInputError
 
 TINY = """
 out: {out}
@@ -40,7 +41,10 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["train", "--help"], ["--version"]])
+COMMANDS = ["demo", "simulate", "fit", "sft", "train", "report"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"]])
 def test_help_succeeds(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
@@ -48,11 +52,36 @@ def test_help_succeeds(arguments: list[str], capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
+    script = f"""
+import sys
+from mixlogit_align import cli
+try:
+    cli.main([{command!r}, "--help"])
+except SystemExit:
+    print([name for name in ("torch", "numpy", "pandas", "pyro", "scipy", "rich") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["simulate", "fit"])
+def test_the_examples_of_help_are_accepted(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0].replace("\\\n", " ")
+    lines = [shlex.split(line) for line in examples.splitlines()]
+    assert [line[:2] for line in lines] == [["mixlogit-align", command]] * len(lines)
+    parsed = [cli._parser().parse_args(line[1:]) for line in lines]
+    assert len(parsed) >= 3
+
+
 def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    wanted = ["demo", "sft", "train", "report", "examples:", "130 interrupted"]
+    wanted = ["demo", "simulate", "fit", "sft", "train", "report", "examples:", "130 interrupted"]
     assert [word for word in wanted if word not in text] == []
 
 
@@ -62,6 +91,10 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
         ([], "COMMAND"),
         (["dance"], "invalid choice"),
         (["report"], "RUN"),
+        (["fit"], "TABLE"),
+        (["fit", "c.csv", "--fix", "price"], "unrecognized arguments: --fix price"),
+        (["simulate", "--fixed", "price=-1"], "--individuals"),
+        (["simulate", "--individuals", "many"], "invalid int value: 'many'"),
         (["train"], "--config"),
         (["demo", "--quik"], "unrecognized arguments: --quik"),
         (["report", "somewhere", "--strength.lr", "1"], "unrecognized arguments: --strength.lr 1"),
@@ -144,6 +177,7 @@ def test_no_evidence_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     "error, status",
     [
         (InvalidInputError("x"), cli.USAGE),
+        (IntegrationError("x"), cli.USAGE),
         (ConvergenceError("x"), cli.FAILED),
         (KeyboardInterrupt(), cli.INTERRUPTED),
         (FileNotFoundError("x"), cli.USAGE),
