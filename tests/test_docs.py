@@ -98,8 +98,26 @@ def test_named_extras_exist(document: str) -> None:
 
 
 @pytest.mark.parametrize("number, example", list(enumerate(fences(read("README.md"), "python"), 1)))
-def test_readme_example_runs(number: int, example: str) -> None:
+def test_readme_example_runs(number: int, example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     exec(compile(example, f"README.md, example {number}", "exec"), {"__name__": "example"})
+
+
+COMMANDS_THAT_RUN = ("simulate", "fit")  # in order; the others need minutes or a run folder
+
+
+def commands_to_run() -> list[list[str]]:
+    """Words of the commands in shell blocks of the README that take no time."""
+    lines = [shlex.split(line) for block in fences(read("README.md"), "sh") for line in block.splitlines()]
+    return [words[1:] for words in lines if words[0] == "mixlogit-align" and words[1] in COMMANDS_THAT_RUN]
+
+
+def test_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = importlib.import_module("mixlogit_align.cli").main
+    monkeypatch.chdir(tmp_path)
+    commands = commands_to_run()
+    assert [words[0] for words in commands] == ["simulate", "fit", "fit"]
+    assert [main(words) for words in commands] == [0, 0, 0]
 
 
 def test_finders_find() -> None:

@@ -80,7 +80,8 @@ class StrengthMixture(TorchDistribution):
                 explain(
                     "integration",
                     got=repr(integration),
-                    expected="None or a rule: ClosedForm, Quadrature, MonteCarlo, QuasiMonteCarlo, FixedDraws",
+                    expected="None or a rule: ClosedForm, Quadrature, MonteCarlo, QuasiMonteCarlo, "
+                    "ImportanceSampling, FixedDraws",
                     hint="integration=None, which picks the best rule for the family",
                 )
             )
