@@ -124,11 +124,12 @@ class NodeMaker:
 
     def nodes(self, theta: Tensor) -> Nodes:
         """Nodes for parameters near ``theta`` (P,)."""
-        made = self._centred(theta) if self.centred else self._prior()
+        made = self._centred(theta) if self.centred else self.prior()
         device = self.data.weights.device
         return Nodes(made.base.to(device), made.log_weight.to(device))
 
-    def _prior(self) -> Nodes:
+    def prior(self) -> Nodes:
+        """Nodes that know nothing of choices."""
         spec, rule = self.specification, self.rule
         if not spec.num_dims:
             return Nodes(torch.zeros(1, 1, 0, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
