@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -30,9 +30,10 @@ from mixlogit_align.inference import (
 
 # A fixed coefficient whose information falls below this share of that at zero coefficients separates the choices.
 _SEPARATED = 1e-7
-# Nodes about individuals' modes follow the estimates until these move by less, in standard errors.
-_SETTLED = 0.05
-_ROUNDS = 3
+# Nodes about individuals' modes follow the estimates until these move by less, in standard errors; where they still
+# move by more than the second when rounds end, nothing has converged.
+_SETTLED, _UNSETTLED = 0.05, 0.3
+_ROUNDS = 6
 # Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
 # all draws go on, and with all draws, from where steps adapt it.
 _ENOUGH = 5
@@ -323,6 +324,14 @@ class Search:
             if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
         maximum = self._counted(refine_loglik(restricted, theta[free], spread))
+        moved = maximum.params - theta[free]
+        moved_by = math.sqrt(max(0.0, float(moved @ -maximum.hessian @ moved)))
+        if maker.centred and maximum.converged and moved_by > _UNSETTLED:
+            message = (
+                f"nodes about individuals' modes do not settle: the estimates moved by {moved_by:.2g} standard errors "
+                "since they were made; importance sampling with more draws may help"
+            )
+            maximum = replace(maximum, converged=False, message=message)
         return Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
 
     def _at(self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str) -> tuple[_Watched, Restricted]:
