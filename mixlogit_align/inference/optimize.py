@@ -343,7 +343,7 @@ def refine_loglik(
         value, gradient = loglik.gradient(trial)
         evaluations += 1
         trial_norm = gradient_norm(gradient, at.hessian) if torch.isfinite(gradient).all() else float("inf")
-        if not trial_norm < norm:
+        if not trial_norm < norm / 2:
             break
         point, at, norm = trial, Derivatives(value, gradient, at.hessian), trial_norm
         iterations += 1
