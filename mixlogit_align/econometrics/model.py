@@ -178,6 +178,32 @@ class MixedLogitModel:
             scale_heterogeneity=scale_heterogeneity,
         )
 
+    def with_data(self, data: ChoiceData) -> MixedLogitModel:
+        """The same specification on other data.
+
+        Parameters
+        ----------
+        data : ChoiceData
+
+        Returns
+        -------
+        MixedLogitModel
+
+        Raises
+        ------
+        InvalidInputError
+            As of the class.
+        """
+        spec = self.specification
+        return MixedLogitModel(
+            data,
+            spec.fixed,
+            spec.random,
+            spec.blocks,
+            wtp_space=spec.wtp_space,
+            scale_heterogeneity=spec.scale_heterogeneity,
+        )
+
     # ------------------------------------------------------------------ the likelihood at given parameters
 
     def loglik(self, at: Mapping[str, float] | TorchDistribution, integration: Integration | None = None) -> Tensor:
