@@ -12,10 +12,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from mixlogit_align.distributions import ImportanceSampling
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.families import Random
 from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
-from mixlogit_align.econometrics.nodes import NodeMaker, first_maker
+from mixlogit_align.econometrics.nodes import NodeMaker, effective_draws, enough_effective, first_maker
 from mixlogit_align.econometrics.specification import TAU, Specification
 from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
 from mixlogit_align.inference import (
@@ -31,9 +32,13 @@ from mixlogit_align.inference import (
 # A fixed coefficient whose information falls below this share of that at zero coefficients separates the choices.
 _SEPARATED = 1e-7
 # Nodes about individuals' modes follow the estimates until these move by less, in standard errors; where they still
-# move by more than the second when rounds end, nothing has converged.
+# move by more than the second when rounds end, the default rule takes more draws.
 _SETTLED, _UNSETTLED = 0.05, 0.3
-_ROUNDS = 6
+_ROUNDS = 3
+# Nothing has converged where importance sampling has fewer effective draws for one individual in 20.
+_FEWEST = 4.0
+# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a hundredth where it can.
+_TOLERANCE = 1e-4
 # Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
 # all draws go on, and with all draws, from where steps adapt it.
 _ENOUGH = 5
@@ -305,13 +310,22 @@ class Search:
         watched.outer_product = cheap
         begun = self._counted(maximize_loglik(coarse, theta[free], polish=False, give_up=_gains_little()))
         theta = self._oriented(coarse.full(begun.params), held)
-        maker = maker or self.make(theta)
+        if maker is not None:
+            return self._doubted(self._climb(maker, theta, free, -begun.hessian)[0])
+        found, settled = self._climb(self.make(theta), theta, free, -begun.hessian)
+        finer = None if settled else found.maker.finer()
+        if finer is not None:
+            found, _ = self._climb(finer, found.params, free, -found.maximum.hessian)
+        return self._doubted(found)
+
+    def _climb(self, maker: NodeMaker, theta: Tensor, free: Tensor, information: Tensor) -> tuple[Found, bool]:
+        """From near the maximum to it; and whether nodes that depend on parameters have settled, with draws enough."""
         watched, restricted = self._at(maker, theta, free, repr(maker.rule))
         watched.outer_product = self.data.num_individuals >= _PLENTY * len(free)
         at = restricted.derivatives(theta[free])
         watched.outer_product = False
         self._counts[0] += 1
-        spread = _inverse(-at.hessian, -begun.hessian)
+        spread = _inverse(-at.hessian, information)
         newton = restricted.full(theta[free] + spread @ at.gradient)
         if restricted.gradient(newton[free])[0] > at.value:  # kept for the next evaluation, which begins there
             theta = newton
@@ -323,16 +337,21 @@ class Search:
             step = (theta - before)[free]
             if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
-        maximum = self._counted(refine_loglik(restricted, theta[free], spread))
+        maximum = self._counted(refine_loglik(restricted, theta[free], spread, gradient_tolerance=_TOLERANCE))
+        found = Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
         moved = maximum.params - theta[free]
-        moved_by = math.sqrt(max(0.0, float(moved @ -maximum.hessian @ moved)))
-        if maker.centred and maximum.converged and moved_by > _UNSETTLED:
-            message = (
-                f"nodes about individuals' modes do not settle: the estimates moved by {moved_by:.2g} standard errors "
-                "since they were made; importance sampling with more draws may help"
-            )
-            maximum = replace(maximum, converged=False, message=message)
-        return Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
+        settled = float(moved @ -maximum.hessian @ moved) < _UNSETTLED**2
+        return found, not maker.centred or (settled and enough_effective(maker, found.loglik, found.params))
+
+    def _doubted(self, found: Found) -> Found:
+        """Not converged where importance sampling rests on next to no draws."""
+        if not (found.maximum.converged and isinstance(found.maker.rule, ImportanceSampling)):
+            return found
+        least = float(effective_draws(found.loglik, found.params).quantile(0.05))
+        if least >= _FEWEST:
+            return found
+        message = f"one individual in 20 has no more than {least:.1f} effective draws of importance sampling"
+        return replace(found, maximum=replace(found.maximum, converged=False, message=message))
 
     def _at(self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str) -> tuple[_Watched, Restricted]:
         """The log-likelihood with nodes made for ``theta``, of all parameters and of the free ones."""

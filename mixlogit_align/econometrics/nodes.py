@@ -32,6 +32,9 @@ _NEGLIGIBLE = 1e-24
 # Default number of draws.
 _CENTRED_DRAWS = 128
 _PRIOR_SHARE = 0.1
+# Where these do not do: draws and share of the prior for posteriors unlike a normal.
+_MORE_CENTRED_DRAWS = 512
+_MORE_PRIOR_SHARE = 0.25
 _DRAWS = 1024
 # Largest work, utilities times nodes, of quadrature in two dimensions by default.
 _AFFORDABLE = 2e7
@@ -105,6 +108,13 @@ class NodeMaker:
         else:
             few = QuasiMonteCarlo("sobol", _FEW)
         return NodeMaker(few, self.data, self.specification)
+
+    def finer(self) -> NodeMaker | None:
+        """More importance sampling, for posteriors unlike a normal; None where there is no more."""
+        if not isinstance(self.rule, ImportanceSampling) or self.rule.num_draws >= _MORE_CENTRED_DRAWS:
+            return None
+        rule = ImportanceSampling(_MORE_CENTRED_DRAWS, prior_share=_MORE_PRIOR_SHARE)
+        return NodeMaker(rule, self.data, self.specification)
 
     def again(self, redraw: int) -> NodeMaker | None:
         """The rule with other draws (redraw = 1, 2, ...), or with twice the nodes; None where there is no other."""
@@ -219,6 +229,14 @@ def effective_draws(loglik: SimulatedLoglik, theta: Tensor) -> Tensor:
     return effective_sample_size(loglik.joint(theta))
 
 
+def enough_effective(maker: NodeMaker, loglik: SimulatedLoglik, theta: Tensor) -> bool:
+    """Whether 19 of 20 individuals have their share of effective draws; quadrature needs none."""
+    if not isinstance(maker.rule, ImportanceSampling):
+        return True
+    effective = effective_draws(loglik, theta)
+    return float(effective.quantile(0.05)) >= _LEAST_EFFECTIVE * maker.rule.num_draws
+
+
 def first_maker(data: PanelData, specification: Specification) -> NodeMaker:
     """A cheap rule to begin with, where the rule is yet to be chosen."""
     rule = Quadrature(_FEW_NODES) if specification.num_dims <= 1 else QuasiMonteCarlo("sobol", _FEW)
@@ -230,7 +248,7 @@ def default_maker(data: PanelData, specification: Specification, theta: Tensor) 
 
     One random coefficient: quadrature, in panels about each individual's mode. Two in a cross-section: quadrature on a
     product of nodes where affordable. Panels: Laplace-centred importance sampling, if effective sample sizes are large
-    enough. Else quasi-random draws.
+    enough (the search takes four times the draws where these have not settled at the maximum). Else quasi-random draws.
 
     Parameters
     ----------
@@ -247,8 +265,7 @@ def default_maker(data: PanelData, specification: Specification, theta: Tensor) 
         return NodeMaker(Quadrature(), data, specification)
     if data.is_panel:
         maker = NodeMaker(ImportanceSampling(_CENTRED_DRAWS, prior_share=_PRIOR_SHARE), data, specification)
-        effective = effective_draws(SimulatedLoglik(data, specification, maker.nodes(theta)), theta)
-        if float(effective.quantile(0.05)) >= _LEAST_EFFECTIVE * _CENTRED_DRAWS:
+        if enough_effective(maker, SimulatedLoglik(data, specification, maker.nodes(theta)), theta):
             return maker
     elif dims == 2 and data.num_utilities * _NODES**2 <= _AFFORDABLE:
         return NodeMaker(Quadrature(), data, specification)
