@@ -1,0 +1,161 @@
+"""Predicted choices: probabilities and shares, and the data of a scenario."""
+
+# S situations, J alternatives.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mixlogit_align.distributions import Integration
+from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.expectations import Expectations
+from mixlogit_align.econometrics.model import MixedLogitModel
+from mixlogit_align.econometrics.rendering import Summary, Table, number
+from mixlogit_align.econometrics.results import MixedLogitResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, repr=False, eq=False, kw_only=True)
+class Prediction:
+    """Probabilities of choice.
+
+    Attributes
+    ----------
+    probabilities : torch.Tensor, shape (S, J)
+        0 where not available.
+    shares, share_std_errors : dict
+        By alternative: mean probability over situations, frequencies counted, with its error by the delta method.
+    conditional : bool
+        Given the past choices of the same individuals.
+    integration : str
+        The rule.
+    data : ChoiceData
+        What was predicted.
+    """
+
+    probabilities: Tensor
+    shares: dict[Any, float]
+    share_std_errors: dict[Any, float]
+    conditional: bool
+    integration: str
+    data: ChoiceData
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row an available alternative.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns individual and alternative (labels of the data), situation (numbered in the order of the data),
+            probability.
+        """
+        import pandas as pd
+
+        data = self.data
+        situation, alternative = data.available.nonzero().unbind(1)
+        return pd.DataFrame(
+            {
+                "individual": [data.individuals[n] for n in data.individual[situation].tolist()],
+                "situation": situation.numpy(),
+                "alternative": [data.alternatives[j] for j in alternative.tolist()],
+                "probability": self.probabilities[situation, alternative].numpy(),
+            }
+        )
+
+    @property
+    def summary(self) -> Summary:
+        """Table of shares, printed as text; ``as_html()``, ``as_latex()``."""
+        kind = "given individuals' past choices" if self.conditional else "over the population"
+        rows = tuple(
+            (str(label), number(share), number(self.share_std_errors[label], 4)) for label, share in self.shares.items()
+        )
+        title = f"Predicted shares {kind}: {len(self.probabilities)} situations"
+        return Summary(Table(title, ("", "share", "std. error"), (rows,), (f"integration: {self.integration}",)))
+
+    def __repr__(self) -> str:
+        return self.summary
+
+
+def predict(
+    model: MixedLogitModel,
+    result: MixedLogitResult,
+    data: ChoiceData | None = None,
+    *,
+    conditional: bool = False,
+    integration: Integration | None = None,
+) -> Prediction:
+    """Probabilities ``P_sj = E[softmax_j(x_s' b)]`` and shares.
+
+    Parameters
+    ----------
+    model : MixedLogitModel
+    result : MixedLogitResult
+        Of this model, possibly read from a file.
+    data : ChoiceData, optional
+        Situations to predict, those of :func:`scenario` for instance; its choices are not read. None: the model's.
+    conditional : bool
+        E over the distribution of an individual's coefficients given its choices in the model's data, which are then
+        known, instead of the population's: for further choices of the same individuals (Revelt and Train 2000).
+    integration : integration rule, optional
+        None: the rule of the result; over the population, where that one lies about individuals' modes, quadrature up
+        to two random coefficients and 1,024 Sobol draws beyond.
+
+    Returns
+    -------
+    Prediction
+
+    Raises
+    ------
+    InvalidInputError
+        If the result is of another model, an attribute is missing, or an individual has no past.
+    """
+    expectations = Expectations(model, result, data, integration, conditional)
+    found = expectations.of(lambda at: at.probabilities)
+    size = expectations.situation_weights.sum()
+    errors = expectations.standard_errors(found.jacobian / size)
+    labels = expectations.data.alternatives
+    return Prediction(
+        probabilities=found.each,
+        shares=dict(zip(labels, (found.total / size).tolist(), strict=True)),
+        share_std_errors=dict(zip(labels, errors.tolist(), strict=True)),
+        conditional=conditional,
+        integration=expectations.rule,
+        data=expectations.data,
+    )
+
+
+def scenario(data: ChoiceData, changes: Mapping[str, Tensor | float | Callable[[Tensor], Tensor]]) -> ChoiceData:
+    """The same situations with other attributes.
+
+    Parameters
+    ----------
+    data : ChoiceData
+    changes : mapping of str to values or callable
+        New values of an attribute, (S, J) or what broadcasts to it, ``{"price": torch.tensor([1.0, 2.0])}``; or a
+        function of the old ones, ``{"price": lambda price: 1.1 * price}``.
+
+    Returns
+    -------
+    ChoiceData
+        Values of alternatives that are not available stay 0.
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such attribute, or a value is not finite.
+    """
+    attributes = data.attributes.clone()
+    for name, change in changes.items():
+        old = data.attribute(name)
+        new = torch.as_tensor(change(old) if callable(change) else change, dtype=torch.float64).expand_as(old)
+        attributes[..., data.variables.index(name)] = torch.where(data.available, new, 0.0)
+    changed = replace(data, attributes=attributes)
+    changed.validate()
+    return changed
