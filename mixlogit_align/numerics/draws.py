@@ -333,7 +333,7 @@ def _gamma_quantile_derivative(u: Array, k: Array, order: int) -> Array:
     """
     parts = None
     if u.size > 4 * len(_GRID) and np.ptp(k) == 0.0:
-        one = np.float64(k.flat[0])
+        one = np.asarray(k.flat[0])
         table = _log_quantiles(lambda shape: _at_normal_quantiles(shape, _GRID), one, order)
         if table[0][0] > _LOG_TINY / 2:  # with room for the differences: no corner within the grid
             parts = np.moveaxis(make_interp_spline(_GRID, np.stack(table, -1), k=7)(scipy.special.ndtri(u)), -1, 0)
@@ -355,7 +355,8 @@ _LOG_TINY = float(np.log(np.finfo(np.float64).tiny))
 def _at_normal_quantiles(k: Array, z: Array) -> Array:
     """Quantiles of Gamma(k, 1) at the probabilities of normal quantiles, exact in both tails."""
     lower, upper = scipy.special.ndtr(z), scipy.special.ndtr(-z)
-    return np.where(z < 0.0, scipy.special.gammaincinv(k, lower), scipy.special.gammainccinv(k, upper))
+    x: Array = np.where(z < 0.0, scipy.special.gammaincinv(k, lower), scipy.special.gammainccinv(k, upper))
+    return x
 
 
 def _log_quantiles(quantile: Callable[[Array], Array], k: Array, order: int) -> list[Array]:
