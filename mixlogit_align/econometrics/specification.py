@@ -327,7 +327,7 @@ class Specification:
             if block is None:
                 second = params[self.index[f"{name}.{random.parameters[1]}"]]
             else:
-                second = self._row(params, block, name).norm()
+                second = self._row(params, block, name).norm() / _DEVIATE_SD.get(random.family, 1.0)
             mean, sd = _mean_sd(random, first, second)
             names += [f"{name}.mean", f"{name}.sd"]
             values += [random.sign * mean, sd]
