@@ -498,7 +498,7 @@ class MixedLogitModel:
             moment_std_errors=dict(zip(moment_names, standard_errors(moment_cov).tolist(), strict=True)),
             mixing=None,
             loglik=maximum.loglik,
-            null_loglik=-float((situations * self.data.available.sum(-1).log()).sum()),
+            null_loglik=-float((situations * self.data.available.sum(-1, dtype=torch.float64).log()).sum()),
             converged=converged,
             gradient_norm=maximum.gradient_norm,
             hessian_eigenvalues=maximum.eigenvalues,

@@ -188,7 +188,7 @@ class StrengthModel:
             moment_std_errors=dict(zip(moments, moment_errors.tolist(), strict=True)),
             mixing=mixing,
             loglik=loglik,
-            null_loglik=-float((situation_weights * self.data.available.sum(-1).log()).sum()),
+            null_loglik=-float((situation_weights * self.data.available.sum(-1, dtype=torch.float64).log()).sum()),
             converged=estimates.converged,
             gradient_norm=estimates.gradient_norm,
             hessian_eigenvalues=estimates.eigenvalues,
