@@ -259,7 +259,7 @@ class Search:
         tried = set()
         while True:
             found = self._run(point, maker, {**self.held, **at_bound})
-            natural = self.specification.natural(found.params)
+            natural = self.specification.natural(self._oriented(found.params, {**self.held, **at_bound}))
             values = dict(zip(self.specification.names, natural.tolist(), strict=True))
             outside = {
                 name: low if values[name] < low else high
@@ -271,6 +271,9 @@ class Search:
             tried.add(state)
             if outside:
                 at_bound.update(outside)
+                if len(self.held) + len(at_bound) == len(values):
+                    got, hint = f"a maximum beyond the bounds of all of {list(at_bound)}", "wider bounds"
+                    raise InvalidInputError(explain("bounds", got=got, expected="one that is free", hint=hint))
             elif released is not None:
                 del at_bound[released]
             else:

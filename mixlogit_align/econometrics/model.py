@@ -347,7 +347,7 @@ class MixedLogitModel:
             return self._strength.fit(integration=integration, cov_type=cov_type, start=start)
 
         spec, held = self.specification, self._held(hold)
-        place = None if device is None else torch.device(device)
+        place = None if device is None else _device(device)
         with _watching(progress) as watch:
             data = PanelData(self.data, spec, place)
             logit = fit_logit(self.data, spec, place)
@@ -390,10 +390,16 @@ class MixedLogitModel:
         found = {name: (float(low), float(high)) for name, (low, high) in (bounds or {}).items()}
         check_names("bounds", found, self.specification)
         for name, (low, high) in found.items():
-            if not low < high or name in held:
+            positive = name in self.specification.scales or name in self.specification.logged
+            if not low < high or (positive and high <= 0.0) or name in held:
                 got = f"({low:g}, {high:g})" + (" for a held parameter" if name in held else "")
                 raise InvalidInputError(
-                    explain(f"bounds[{name!r}]", got=got, expected="low < high, of a free parameter", hint="hold=")
+                    explain(
+                        f"bounds[{name!r}]",
+                        got=got,
+                        expected=f"low < high{', high > 0' if positive else ''}, of a free parameter",
+                        hint="hold=",
+                    )
                 )
         return found
 
@@ -543,7 +549,7 @@ class MixedLogitModel:
         spec, rule = self.specification, found.maker.rule
         if not spec.num_dims:
             return IntegrationReport(rule="exact", error=0.0, reference="no random coefficient"), {}
-        ess = float(effective_draws(found.loglik, theta).min()) if found.maker.centred else None
+        ess = float(effective_draws(found.loglik, theta).min()) if isinstance(rule, ImportanceSampling) else None
         makers = [found.maker.again(i) for i in range(1, num_redraws + 1)]
         moves, logliks = [], []
         for maker in makers:
@@ -572,6 +578,15 @@ class MixedLogitModel:
             **sd,
             "loglik": sd_loglik,
         }
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        torch.zeros((), device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        expected = "a device that torch can compute on here"
+        raise InvalidInputError(explain("device", got=repr(device), expected=expected, hint="device=None")) from error
+    return torch.device(device)
 
 
 def _positive(found: Found, spec: Specification) -> Found:
