@@ -301,7 +301,8 @@ class MixedLogitModel:
         num_starts : int
             More than 1: further random starts; every optimum found is in ``result.optima``, the best is the result.
         num_redraws : int
-            Fresh draws from which ``simulation_sd`` is computed, a Newton step each; 0: not computed.
+            Fresh draws from which ``simulation_sd`` is computed, a Newton step each; a rule without draws is compared
+            with more nodes, once. 0: not computed.
         num_replications : int
             Of the bootstrap.
         seed : int
@@ -342,9 +343,12 @@ class MixedLogitModel:
                 raise InvalidInputError(
                     explain(name, got=repr(count), expected=f"{least} or more", hint=f"{name}={least}")
                 )
-        plain = hold is None and bounds is None and num_starts == 1 and device is None and cov_type != "bootstrap"
+        plain = not hold and not bounds and num_starts == 1 and device is None and cov_type != "bootstrap"
         if self._strength is not None and plain and not isinstance(integration, ImportanceSampling):
-            return self._strength.fit(integration=integration, cov_type=cov_type, start=start)
+            with _watching(progress) as watch:
+                return self._strength.fit(
+                    integration=integration, cov_type=cov_type, start=start, num_redraws=num_redraws, watch=watch
+                )
 
         spec, held = self.specification, self._held(hold)
         place = None if device is None else _device(device)
@@ -358,15 +362,16 @@ class MixedLogitModel:
             known = integration or (None if spec.num_dims else Quadrature())
             maker = None if known is None else NodeMaker(known, data, spec)
             runs = [search.run(first, maker)]
+            outside: list[Optimum] = []
             for i in range(1, num_starts):
                 jittered = self._jittered(first, logit.std_errors, seed + i)
                 try:
                     runs.append(search.run(jittered, runs[0].maker))
-                except InvalidInputError:  # a random start outside the domain is no optimum
-                    continue
+                except InvalidInputError:  # a random start outside the domain
+                    outside.append(Optimum(params=jittered, loglik=-math.inf, converged=False))
             best = max(runs, key=lambda run: (run.maximum.converged, run.maximum.loglik))
-            return self._result(best, runs if num_starts > 1 else [], held, search, cov_type, num_redraws,
-                                num_replications, seed)  # fmt: skip
+            ends = [*map(self._optimum, runs), *outside] if num_starts > 1 else []
+            return self._result(best, ends, held, cov_type, num_redraws, num_replications, seed)
 
     def _held(self, hold: Mapping[str, float] | None) -> dict[str, float]:
         held = {name: float(value) for name, value in (hold or {}).items()}
@@ -441,9 +446,8 @@ class MixedLogitModel:
     def _result(
         self,
         best: Found,
-        runs: list[Found],
+        optima: list[Optimum],
         held: dict[str, float],
-        search: Search,
         cov_type: str,
         num_redraws: int,
         num_replications: int,
@@ -464,9 +468,17 @@ class MixedLogitModel:
         message, converged = maximum.message, maximum.converged
         try:
             if cov_type == "bootstrap":
-                free_cov = bootstrap_covariance(
-                    bootstrap(refit, self.data.weights, num_replications=num_replications, seed=seed).estimates
-                )
+                if not converged:
+                    raise ConvergenceError("the bootstrap refits a maximum, and there is none")
+                found_again = bootstrap(refit, self.data.weights, num_replications=num_replications, seed=seed)
+                if found_again.num_failed:
+                    warnings.warn(
+                        f"{found_again.num_failed} of {num_replications} bootstrap replications did not converge and "
+                        "are not in the standard errors",
+                        ConvergenceWarning,
+                        stacklevel=3,
+                    )
+                free_cov = bootstrap_covariance(found_again.estimates)
             else:
                 free_cov = covariance(cov_type, self.data, maximum.hessian, scores_theta[:, free])
         except ConvergenceError as error:
@@ -516,7 +528,7 @@ class MixedLogitModel:
             cov_type=cov_type,
             specification=str(spec),
             not_in_model=tuple(
-                name for name in self.data.variables if name not in spec.variables and name not in spec.covariates
+                name for name in self.data.variables if name not in spec.covariates and not _has(spec.variables, name)
             ),
             held=fixed_now,
             scales=spec.scales,
@@ -527,14 +539,16 @@ class MixedLogitModel:
             hessian=hessian / slopes[:, None] / slopes,
             scores=scores_theta / slopes,
             weights=self.data.weights,
-            optima=tuple(
-                Optimum(
-                    params=dict(zip(spec.names, spec.natural(run.params).tolist(), strict=True)),
-                    loglik=run.maximum.loglik,
-                    converged=run.maximum.converged,
-                )
-                for run in (_positive(run, spec) for run in runs)
-            ),
+            optima=tuple(optima),
+        )
+
+    def _optimum(self, run: Found) -> Optimum:
+        spec = self.specification
+        natural = spec.natural(_positive(run, spec).params)
+        return Optimum(
+            params=dict(zip(spec.names, natural.tolist(), strict=True)),
+            loglik=run.maximum.loglik,
+            converged=run.maximum.converged,
         )
 
     def _mean_covariates(self) -> Tensor:
@@ -587,6 +601,11 @@ def _device(device: str | torch.device) -> torch.device:
         expected = "a device that torch can compute on here"
         raise InvalidInputError(explain("device", got=repr(device), expected=expected, hint="device=None")) from error
     return torch.device(device)
+
+
+def _has(variables: Sequence[str], name: str) -> bool:
+    """Whether a variable is among them, by itself or in an interaction."""
+    return any(name in (variable, *variable.split(":")) for variable in variables)
 
 
 def _positive(found: Found, spec: Specification) -> Found:

@@ -57,6 +57,7 @@ class Optimum:
     params : dict of str to float
         Natural parameters.
     loglik : float
+        -inf where the start itself was outside the domain of the log-likelihood.
     converged : bool
     """
 
@@ -117,8 +118,8 @@ class MixedLogitResult:
         The same data with one strength for all, where one strength is all there is.
     integration : IntegrationReport
     simulation_sd : dict of str to float
-        Standard deviation over fresh draws of each parameter, and of ``"loglik"``; empty where the rule draws
-        nothing.
+        Standard deviation over fresh draws of each parameter, and of ``"loglik"``; with a rule without draws, how far
+        they move with more nodes. Empty where this was not computed.
     cov_type : str
     specification : str
     not_in_model : tuple of str

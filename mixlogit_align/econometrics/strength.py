@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -14,11 +15,19 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 
-from mixlogit_align.distributions import ClosedForm, Integration, Quadrature
+from mixlogit_align.distributions import (
+    ClosedForm,
+    FixedDraws,
+    Integration,
+    MonteCarlo,
+    Quadrature,
+    QuasiMonteCarlo,
+)
 from mixlogit_align.econometrics.boundary import noticed_spread, spread_slope
 from mixlogit_align.econometrics.compression import STEP, Compression
 from mixlogit_align.econometrics.cov_types import covariance
 from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.estimation import Watch, no_watch
 from mixlogit_align.econometrics.families import FAMILIES, Random
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult
 from mixlogit_align.econometrics.strength_likelihood import Chunk, chunks, compressed, compressed_chunk
@@ -31,6 +40,7 @@ from mixlogit_align.errors import (
 from mixlogit_align.inference import (
     MaximumLikelihood,
     delta_method,
+    gradient_of,
     individual_scores,
     maximize_loglik,
     standard_errors,
@@ -125,6 +135,8 @@ class StrengthModel:
         integration: Integration | None = None,
         cov_type: str = "hessian",
         start: Mapping[str, float] | None = None,
+        num_redraws: int = 4,
+        watch: Watch = no_watch,
     ) -> MixedLogitResult:
         """Maximise the log-likelihood.
 
@@ -140,6 +152,10 @@ class StrengthModel:
             As :meth:`MixedLogitModel.fit`, but for the bootstrap.
         start : mapping, optional
             Natural parameters, ``{"x.loc": 0.0, "x.scale": 1.0}``.
+        num_redraws : int
+            As :meth:`MixedLogitModel.fit`; a rule without draws is compared with more nodes instead.
+        watch : callable
+            Told of every step: its stage, its number, the log-likelihood.
 
         Returns
         -------
@@ -165,7 +181,7 @@ class StrengthModel:
         point = self._fit_fixed()
         centre = self._family.centre(point.params[0])
         slope = spread_slope(self._used(None), self._family, centre)
-        best = self._search(point, slope, self._starts(centre, start), integration)
+        best = self._search(point, slope, self._starts(centre, start), integration, watch)
         at_boundary = best.loglik <= point.loglik + _NO_GAIN
         if at_boundary:
             estimates = self._at_boundary(point, centre, slope, cov_type, integration)
@@ -175,6 +191,7 @@ class StrengthModel:
             loglik, mixing = best.loglik, self._family.mixing(best.params)
         if not estimates.converged:
             warnings.warn(estimates.message, ConvergenceWarning, stacklevel=2)
+        simulation_sd = self._simulation_sd(None if at_boundary else best, estimates, integration, num_redraws)
 
         natural = self._names(self._family.names)
         moments = self._names(("mean", "sd"))
@@ -205,7 +222,7 @@ class StrengthModel:
             not_in_model=tuple(name for name in self.data.variables if name != self.variable),
             held={},
             scales=tuple(name for name in natural if name.endswith(".scale")),
-            simulation_sd={},
+            simulation_sd=simulation_sd,
             n_individuals=float(self.data.weights.sum()),
             nobs=float(situation_weights.sum()),
             iterations=best.iterations,
@@ -232,7 +249,12 @@ class StrengthModel:
         return [f"{self.variable}.{suffix}" for suffix in suffixes]
 
     def _parts(
-        self, mixing: Mixing, integration: Integration | None, *, weighted: bool
+        self,
+        mixing: Mixing,
+        integration: Integration | None,
+        *,
+        weighted: bool,
+        chunks: list[Chunk] | None = None,
     ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """Log-likelihoods of the chunks' individuals as functions of parameters."""
 
@@ -240,7 +262,7 @@ class StrengthModel:
             loglik = chunk.loglik(mixing(params), integration)
             return chunk.weights * loglik if weighted else loglik
 
-        return [partial(part, chunk) for chunk in self._used(integration)]
+        return [partial(part, chunk) for chunk in chunks or self._used(integration)]
 
     def _scores(self, mixing: Mixing, integration: Integration | None, params: torch.Tensor) -> torch.Tensor:
         """One score an individual, (N, P)."""
@@ -311,14 +333,17 @@ class StrengthModel:
         slope: float,
         starts: list[torch.Tensor],
         integration: Integration | None,
+        watch: Watch,
     ) -> MaximumLikelihood:
         """The best maximum found from the starts, which may be on its way to no heterogeneity."""
         parts = self._parts(self._family.mixing, integration, weighted=True)
         found = []
+        steps = itertools.count(1)
         for theta in starts:
             least = float(theta[1]) - _LOG_FAR
 
             def fallen_back(at: torch.Tensor, loglik: float, least: float = least) -> bool:
+                watch("search", next(steps), loglik)
                 return slope <= 0.0 and float(at[1]) < least and loglik <= point.loglik
 
             found.append(maximize_loglik(parts, theta, give_up=fallen_back))
@@ -419,19 +444,48 @@ class StrengthModel:
         Where comparisons were compressed the reference has a grid of half the step, or all comparisons if that would
         not shorten them: the difference is the error of both.
         """
-        nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
-        reference = Quadrature(2 * max(nodes or 0, _USUAL_NODES))
+        reference = _finer(rule)
         if rule is None:
             rule = self._chunks[0].rule_used(mixing)
 
         def total(chunks: list[Chunk], rule: Integration) -> float:
             return math.fsum(float((chunk.weights * chunk.loglik(mixing, rule)).sum()) for chunk in chunks)
 
+        error = total(self._reference_chunks, reference) - total(self._used(rule), rule)
+        grid = "" if self._reference_chunks is self._chunks else " on a grid twice as fine"
+        return IntegrationReport(rule=repr(rule), error=error, reference=f"{reference!r}{grid}")
+
+    @cached_property
+    def _reference_chunks(self) -> list[Chunk]:
         finer = None if self._compressed is None else compressed(self.data, self.variable, self.random.sign, STEP / 2)
-        against = self._chunks if finer is None else [compressed_chunk(finer)]
-        error = total(against, reference) - total(self._used(rule), rule)
-        return IntegrationReport(
-            rule=repr(rule),
-            error=error,
-            reference=repr(reference) if finer is None else f"{reference!r} on a grid twice as fine",
-        )
+        return self._chunks if finer is None else [compressed_chunk(finer)]
+
+    def _simulation_sd(
+        self, best: MaximumLikelihood | None, estimates: _Estimates, rule: Integration | None, num_redraws: int
+    ) -> dict[str, float]:
+        """How far log-likelihood and parameters move, by a Newton step, with other draws or with more nodes.
+
+        None of them at the boundary: a fixed strength needs no integral.
+        """
+        if best is None or not (num_redraws and estimates.converged) or isinstance(rule, FixedDraws):
+            return {}
+        names = [*self._names(self._family.names), "loglik"]
+        to_natural = torch.autograd.functional.jacobian(self._family.natural, best.params)
+
+        def move(chunks: list[Chunk], other: Integration) -> torch.Tensor:
+            parts = self._parts(self._family.mixing, other, weighted=True, chunks=chunks)
+            value, gradient = gradient_of(parts, best.params)
+            step = to_natural @ torch.linalg.solve(-best.hessian, gradient)
+            return torch.cat([step, step.new_tensor([value - best.loglik])])
+
+        if isinstance(rule, MonteCarlo | QuasiMonteCarlo):
+            moves = [move(self._chunks, rule.reseeded(i)) for i in range(1, num_redraws + 1)]
+            spread = torch.stack([torch.zeros_like(moves[0]), *moves]).std(0)
+        else:
+            spread = move(self._reference_chunks, _finer(rule)).abs()
+        return dict(zip(names, spread.tolist(), strict=True))
+
+
+def _finer(rule: Integration | None) -> Quadrature:
+    nodes = rule.num_nodes if isinstance(rule, Quadrature) else None
+    return Quadrature(2 * max(nodes or 0, _USUAL_NODES))

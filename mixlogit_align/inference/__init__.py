@@ -13,6 +13,7 @@ from mixlogit_align.inference.derivatives import (
     Differentiated,
     Restricted,
     derivatives,
+    gradient_of,
     individual_scores,
 )
 from mixlogit_align.inference.hypothesis import WaldStatistic, likelihood_ratio_pvalue, mixture_weights, wald
@@ -43,12 +44,13 @@ __all__ = [
     "delta_method",
     "derivatives",
     "gradient_norm",
+    "gradient_of",
     "hessian_covariance",
     "individual_scores",
     "likelihood_ratio_pvalue",
     "maximize_loglik",
-    "refine_loglik",
     "mixture_weights",
+    "refine_loglik",
     "robust_covariance",
     "standard_errors",
     "wald",

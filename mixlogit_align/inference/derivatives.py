@@ -135,6 +135,30 @@ def _derivatives(loglik: LogLik, params: torch.Tensor) -> Derivatives:
     return Derivatives(float(value.detach()), gradient.detach(), (hessian + hessian.T) / 2)
 
 
+def gradient_of(loglik: Functions, params: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Log-likelihood and gradient at ``params``.
+
+    Parameters
+    ----------
+    loglik : callable or sequence of callables
+        As in :func:`derivatives`, once differentiable.
+    params : torch.Tensor, shape (P,)
+
+    Returns
+    -------
+    value : float
+    gradient : torch.Tensor, shape (P,)
+    """
+    theta = _leaf(params)
+    values = []
+    for part in parts_of(loglik):  # one graph at a time
+        value = part(theta).sum()
+        value.backward()
+        values.append(float(value.detach()))
+    assert theta.grad is not None
+    return math.fsum(values), theta.grad
+
+
 def individual_scores(loglik: Functions, params: torch.Tensor) -> torch.Tensor:
     """Each individual's score d loglik_n / d params.
 

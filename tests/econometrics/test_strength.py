@@ -421,3 +421,33 @@ def test_specifications_that_are_refused(random: dict[str, Any], says: str) -> N
 def test_options_that_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInputError, match=says):
         fit(simulated(individuals=20).data, **options)
+
+
+@pytest.mark.parametrize("family", ["lognormal", "gamma"])
+def test_simulation_sd_is_how_far_estimates_move_with_other_draws(family: str) -> None:
+    """A Newton step from the estimates and a refit agree to a fifth: the step is of second order in the distance."""
+    data = simulated(family).data
+    rule = QuasiMonteCarlo("mlhs", 64, 0)
+    told = fit(data, family, integration=rule, num_redraws=3)
+    refits = [fit(data, family, integration=rule.reseeded(i), num_redraws=0) for i in range(4)]
+    logliks = torch.tensor([refit.loglik for refit in refits])
+    assert refits[0].simulation_sd == {}
+    # the log-likelihood at other draws' estimates is higher than at these, by half the squared step
+    assert told.simulation_sd["loglik"] == pytest.approx(float(logliks.std()), rel=0.2)
+    moved = {name: float(torch.tensor([refit.params[name] for refit in refits]).std()) for name in told.params}
+    assert {name: told.simulation_sd[name] for name in moved} == pytest.approx(moved, rel=0.2)
+
+
+def test_a_rule_without_draws_is_compared_with_more_nodes() -> None:
+    data = simulated().data
+    coarse = fit(data, integration=Quadrature(24))
+    fine = fit(data, integration=Quadrature(400))
+    moved = {name: abs(coarse.params[name] - fine.params[name]) for name in fine.params}
+    assert {name: coarse.simulation_sd[name] for name in moved} == pytest.approx(moved, rel=0.2)
+    assert coarse.simulation_sd["loglik"] == pytest.approx(abs(coarse.integration.error), rel=1e-9)
+    assert max(fine.simulation_sd.values()) < 1e-9
+
+
+def test_progress_shows_the_search(capsys: pytest.CaptureFixture[str]) -> None:
+    fit(simulated(individuals=30).data, progress=True)
+    assert "search: " in capsys.readouterr().out
