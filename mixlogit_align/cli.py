@@ -242,13 +242,27 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--integration", metavar="KIND:DRAWS",
         help="quadrature:64, importance:64, halton:500, sobol:1024, mlhs:500 or pseudo:500, where wanted with :SEED, "
-        "or :plain for an unscrambled sequence (default: chosen for the model)",
+        "or :plain for an unscrambled Halton sequence (default: chosen for the model)",
     )  # fmt: skip
     how.add_argument(
         "--cov-type", default="hessian", metavar="TYPE",
         help="hessian, bhhh, robust, 'clustered(COLUMN)' or bootstrap (default: %(default)s)",
     )  # fmt: skip
     how.add_argument("--starts", metavar="K", type=int, default=1, help="of the search; all optima are reported")
+    how.add_argument("--hold", metavar="PARAMETER=VALUE", **_MANY, help="parameters that keep a value, time.scale=1")
+    how.add_argument(
+        "--bounds",
+        metavar="PARAMETER=LOW..HIGH",
+        **_MANY,
+        help="parameters that stay within, price=-5..0 or price=..0",
+    )
+    how.add_argument(
+        "--redraws", metavar="K", type=int, default=4,
+        help="fresh sets of draws that tell the error of integration (default: %(default)s)",
+    )  # fmt: skip
+    how.add_argument(
+        "--replications", metavar="K", type=int, default=200, help="of the bootstrap (default: %(default)s)"
+    )
     how.add_argument(
         "--seed", type=int, default=0, help="of further starts and of the bootstrap (default: %(default)s)"
     )

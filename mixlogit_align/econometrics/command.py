@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shlex
@@ -91,7 +92,7 @@ def simulate(options: Namespace) -> None:
         frame.to_csv(options.out, index=False)
     model = {
         "fixed": list(fixed),
-        "random": {name: _words(family) for name, family in random.items()},
+        "random": {name: str(family) for name, family in random.items()},
         "correlated": blocks,
         "wtp_space": options.wtp_space,
         "scale_heterogeneity": options.scale_heterogeneity is not None,
@@ -125,8 +126,8 @@ def fit(options: Namespace) -> bool:
     ----------
     options : argparse.Namespace
         table : Path; formula or fixed; random, correlated : lists of words; wtp_space, scale_heterogeneity; choice,
-        alternative, situation, individual, availability, weights, logratios; cov_type, integration, starts, seed,
-        device; out, html, latex : Path or None.
+        alternative, situation, individual, availability, weights, logratios; cov_type, integration, hold, bounds,
+        starts, redraws, replications, seed, device; out, html, latex : Path or None.
 
     Returns
     -------
@@ -150,7 +151,11 @@ def fit(options: Namespace) -> bool:
         result = model.fit(
             integration=integration,
             cov_type=options.cov_type,
+            hold={name: _number(f"--hold {name}", value) for name, value in _pairs("--hold", options.hold, "NUMBER")},
+            bounds={name: _bounds(name, text) for name, text in _pairs("--bounds", options.bounds, "LOW..HIGH")},
             num_starts=options.starts,
+            num_redraws=options.redraws,
+            num_replications=options.replications,
             seed=options.seed,
             device=device,
             progress=sys.stdout.isatty(),
@@ -238,7 +243,7 @@ def read_rule(text: str | None) -> Integration | None:
     Parameters
     ----------
     text : str or None
-        ``"halton:500"``; the seed ``plain`` leaves Halton and Sobol sequences unscrambled.
+        ``"halton:500"``; the seed ``plain`` leaves a Halton sequence unscrambled.
 
     Raises
     ------
@@ -302,10 +307,12 @@ def _random(name: str, text: str) -> tuple[Random, dict[str, float | None]]:
         raise InvalidInputError(f"--random {name}, {error}") from error
 
 
-def _words(random: Random) -> str:
-    """A random coefficient as on the command line, without its numbers."""
-    inside = "" if random.bounds is None else f" in {random.bounds[0]:g}..{random.bounds[1]:g}"
-    return f"{random}{inside}" + (f" by {', '.join(random.mean_covariates)}" if random.mean_covariates else "")
+def _bounds(name: str, text: str) -> tuple[float, float]:
+    low, dots, high = text.partition("..")
+    if not dots:
+        _refuse(f"--bounds {name}", repr(text), "LOW..HIGH, of which one may be left out", f"{name}=-5..0")
+    what = f"--bounds {name}"
+    return _number(what, low) if low else -math.inf, _number(what, high) if high else math.inf
 
 
 def _blocks(words: Sequence[str]) -> bool | list[list[str]]:

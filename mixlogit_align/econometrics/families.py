@@ -288,4 +288,7 @@ class Random:
         )
 
     def __str__(self) -> str:
-        return f"-{self.family}" if self.sign < 0 else self.family
+        sign = "-" if self.sign < 0 else ""
+        inside = "" if self.bounds is None else f" in {self.bounds[0]:g}..{self.bounds[1]:g}"
+        by = f" by {', '.join(self.mean_covariates)}" if self.mean_covariates else ""
+        return f"{sign}{self.family}{inside}{by}"

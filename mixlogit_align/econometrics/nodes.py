@@ -64,6 +64,9 @@ class NodeMaker:
 
     def __post_init__(self) -> None:
         dims = self.specification.num_dims
+        if self.rule == Quadrature():  # as it will be reported
+            usual = Quadrature(_CENTRED_NODES if self.data.is_panel else _NODES)
+            object.__setattr__(self, "rule", usual)
         if dims and not isinstance(
             self.rule, Quadrature | MonteCarlo | QuasiMonteCarlo | FixedDraws | ImportanceSampling
         ):
@@ -95,7 +98,8 @@ class NodeMaker:
     @property
     def _per_dimension(self) -> int:
         assert isinstance(self.rule, Quadrature)
-        return self.rule.num_nodes or (_CENTRED_NODES if self.data.is_panel else _NODES)
+        assert self.rule.num_nodes is not None
+        return self.rule.num_nodes
 
     def few(self) -> NodeMaker:
         """A cheap rule of the same kind, to begin with."""
@@ -126,11 +130,7 @@ class NodeMaker:
             if redraw > 1 or finer.num_nodes is None or finer.num_nodes**self.specification.num_dims > 10**6:
                 return None
             return NodeMaker(finer, self.data, self.specification)
-        if isinstance(rule, QuasiMonteCarlo) and rule.seed is None:
-            other: Integration = QuasiMonteCarlo(rule.kind, rule.num_draws, redraw)
-        else:
-            other = rule.reseeded(redraw)
-        return NodeMaker(other, self.data, self.specification)
+        return NodeMaker(rule.reseeded(redraw), self.data, self.specification)
 
     def nodes(self, theta: Tensor) -> Nodes:
         """Nodes for parameters near ``theta`` (P,)."""

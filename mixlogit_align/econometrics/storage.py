@@ -40,7 +40,7 @@ def write(path: str | PathLike[str], fields: Mapping[str, Any], mixing: TorchDis
     Raises
     ------
     InvalidInputError
-        If the family of the mixing distribution is not among those that can be rebuilt.
+        If the file cannot be written, or the family of the mixing distribution is not among those that can be rebuilt.
     """
     tensors = {name: value for name, value in fields.items() if isinstance(value, torch.Tensor)}
     record: dict[str, Any] = {name: value for name, value in fields.items() if name not in tensors}
@@ -53,9 +53,15 @@ def write(path: str | PathLike[str], fields: Mapping[str, Any], mixing: TorchDis
         tensors |= {f"mixing.{name}": getattr(mixing, name) for name in _MIXINGS[family][1]}
     header = {"format": _FORMAT, "mixing": json.dumps(family), "record": json.dumps(record)}
     # copies: the format refuses tensors that share memory
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, fspath(path), header
-    )
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    try:
+        save_file(copies, fspath(path), header)
+    except (OSError, SafetensorError) as error:
+        raise InvalidInputError(
+            explain(
+                "path", got=f"{fspath(path)!r} ({error})", expected="a file that can be written", hint="another path"
+            )
+        ) from error
 
 
 def read(path: str | PathLike[str]) -> tuple[dict[str, Any], TorchDistribution | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import warnings
 from collections.abc import Callable
@@ -110,7 +111,24 @@ def test_simulate_writes_what_the_function_draws(run: Run, tmp_path: Path) -> No
     assert (tmp_path / "table.csv").read_bytes() == first
 
 
-def test_fit_is_the_fit_of_the_model(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (
+            '--cov-type "clustered(town)" --starts 2 --seed 3 --redraws 2',
+            {"cov_type": "clustered(town)", "num_starts": 2, "seed": 3, "num_redraws": 2},
+        ),
+        (
+            "--hold time.scale=0.7 --bounds time.loc=..0.5 price=-2..2 --redraws 0",
+            {"hold": {"time.scale": 0.7}, "bounds": {"time.loc": (-math.inf, 0.5), "price": (-2, 2)}, "num_redraws": 0},
+        ),
+        (
+            "--cov-type bootstrap --replications 12 --seed 4",
+            {"cov_type": "bootstrap", "num_replications": 12, "seed": 4},
+        ),
+    ],
+)
+def test_fit_is_the_fit_of_the_model(run: Run, tmp_path: Path, words: str, options: dict[str, Any]) -> None:
     assert run(SMALL + " --out c.csv.gz")[0] == cli.PASSED
     frame = pd.read_csv(tmp_path / "c.csv.gz")
     frame["label"] = frame["alternative"].map({0: "bus", 1: "car", 2: "rail"})
@@ -122,8 +140,8 @@ def test_fit_is_the_fit_of_the_model(run: Run, tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "own.parquet")
     line = (
         "fit own.parquet --choice picked --alternative label --situation trip --individual who --availability offered "
-        '--weights many --fixed price --random "time=normal" --cov-type "clustered(town)" --integration halton:100:3 '
-        "--starts 2 --seed 3 --device cpu --out fit.safetensors"
+        '--weights many --fixed price --random "time=normal" --integration halton:100:3 --device cpu '
+        f"--out fit.safetensors {words}"
     )
     assert run(line)[0] == cli.PASSED
     ours = MixedLogitResult.load(tmp_path / "fit.safetensors")
@@ -132,10 +150,12 @@ def test_fit_is_the_fit_of_the_model(run: Run, tmp_path: Path) -> None:
         weights="many", clusters=["town"], variables=["price", "time"],
     )  # fmt: skip
     theirs = MixedLogitModel(data, ["price"], {"time": "normal"}).fit(
-        integration=QuasiMonteCarlo("halton", 100, 3), cov_type="clustered(town)", num_starts=2, seed=3, device="cpu"
+        integration=QuasiMonteCarlo("halton", 100, 3), device="cpu", **options
     )
     assert ours.params == theirs.params
-    assert ours.std_errors == theirs.std_errors
+    assert ours.held == theirs.held
+    assert ours.simulation_sd == theirs.simulation_sd
+    assert ours.std_errors == pytest.approx(theirs.std_errors, nan_ok=True)
     assert [optimum.loglik for optimum in ours.optima] == [optimum.loglik for optimum in theirs.optima]
 
 
