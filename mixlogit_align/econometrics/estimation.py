@@ -37,7 +37,7 @@ _SETTLED, _UNSETTLED = 0.05, 0.3
 _ROUNDS = 3
 # Nothing has converged where importance sampling has fewer effective draws for one individual in 20.
 _FEWEST = 4.0
-# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a hundredth where it can.
+# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a tenth where it can.
 _TOLERANCE = 1e-4
 # Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
 # all draws go on, and with all draws, from where steps adapt it.
