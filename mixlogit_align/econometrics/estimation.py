@@ -328,6 +328,8 @@ class Search:
         at = restricted.derivatives(theta[free])
         watched.outer_product = False
         self._counts[0] += 1
+        if not at.finite:
+            raise ConvergenceError(self._ran_away(theta))
         spread = _inverse(-at.hessian, information)
         newton = restricted.full(theta[free] + spread @ at.gradient)
         if restricted.gradient(newton[free])[0] > at.value:  # kept for the next evaluation, which begins there
@@ -345,6 +347,18 @@ class Search:
         moved = maximum.params - theta[free]
         settled = float(moved @ -maximum.hessian @ moved) < _UNSETTLED**2
         return found, not maker.centred or (settled and enough_effective(maker, found.loglik, found.params))
+
+    def _ran_away(self, theta: Tensor) -> str:
+        natural = self.specification.natural(theta).tolist()
+        reached = ", ".join(
+            f"{name} = {value:.3g}" for name, value in zip(self.specification.names, natural, strict=True)
+        )
+        return explain(
+            "search",
+            got=f"{reached}, where the log-likelihood is not finite",
+            expected="a maximum at parameters that utilities can be computed from",
+            hint="bounds= or start= for the parameters that ran away, or fewer random coefficients",
+        )
 
     def _doubted(self, found: Found) -> Found:
         """Not converged where importance sampling rests on next to no draws."""

@@ -326,7 +326,8 @@ class MixedLogitModel:
         InvalidInputError
             If an argument does not fit the model.
         ConvergenceError
-            If the conditional logit has no finite maximum, so that neither has the mixed one.
+            If the conditional logit has no finite maximum, so that neither has the mixed one; or if the search ran to
+            where the log-likelihood is not finite.
 
         Notes
         -----
@@ -361,16 +362,25 @@ class MixedLogitModel:
             )
             known = integration or (None if spec.num_dims else Quadrature())
             maker = None if known is None else NodeMaker(known, data, spec)
-            runs = [search.run(first, maker)]
-            outside: list[Optimum] = []
-            for i in range(1, num_starts):
-                jittered = self._jittered(first, logit.std_errors, seed + i)
+            runs: list[Found] = []
+            nowhere: dict[int, Exception] = {}
+            for i in range(num_starts):
+                begin = self._jittered(first, logit.std_errors, seed + i) if i else first
                 try:
-                    runs.append(search.run(jittered, runs[0].maker))
-                except InvalidInputError:  # a random start outside the domain
-                    outside.append(Optimum(params=jittered, loglik=-math.inf, converged=False))
+                    runs.append(search.run(begin, runs[0].maker if runs else maker))
+                except (ConvergenceError, InvalidInputError) as error:
+                    nowhere[i] = error
+            if not runs:
+                raise nowhere[0]
             best = max(runs, key=lambda run: (run.maximum.converged, run.maximum.loglik))
-            ends = [*map(self._optimum, runs), *outside] if num_starts > 1 else []
+            ends = [self._optimum(run) for run in runs] if num_starts > 1 else []
+            if nowhere:
+                first_of_them = next(iter(nowhere.values()))
+                warnings.warn(
+                    f"{len(nowhere)} of {num_starts} starts led nowhere; one of them: {first_of_them}",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
             return self._result(best, ends, held, cov_type, num_redraws, num_replications, seed)
 
     def _held(self, hold: Mapping[str, float] | None) -> dict[str, float]:

@@ -57,7 +57,6 @@ class Optimum:
     params : dict of str to float
         Natural parameters.
     loglik : float
-        -inf where the start itself was outside the domain of the log-likelihood.
     converged : bool
     """
 
