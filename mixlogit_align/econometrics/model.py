@@ -280,8 +280,9 @@ class MixedLogitModel:
         """Maximise the log-likelihood.
 
         From the conditional logit, with few draws first. Scales are estimated with either sign and reported
-        positive, the base draws reversed with them, so that no heterogeneity is no boundary of the search; the
-        parameters of gamma and the scale of truncated_normal are estimated by their logarithms.
+        positive, the base draws reversed with them (except in a column of ``chol`` of which another entry is held), so
+        that no heterogeneity is no boundary of the search; the parameters of gamma and the scale of truncated_normal
+        are estimated by their logarithms.
 
         Parameters
         ----------
@@ -508,7 +509,7 @@ class MixedLogitModel:
             name
             for name in spec.scales
             if name not in fixed_now and name not in spec.logged
-            and float(natural[spec.index[name]]) < _AT_ZERO * float(errors[spec.index[name]])
+            and abs(float(natural[spec.index[name]])) < _AT_ZERO * float(errors[spec.index[name]])
         ]  # fmt: skip
         if not converged:
             warnings.warn(
@@ -623,8 +624,10 @@ def _positive(found: Found, spec: Specification) -> Found:
     theta = found.params
     signs = torch.ones_like(theta)
     base = found.loglik.nodes.base
+    free = set(found.free.tolist())
     for name, (column, together) in spec.mirrored.items():
-        if float(theta[spec.index[name]]) < 0.0:
+        # a held covariance keeps its sign, and with it the scale of its column
+        if float(theta[spec.index[name]]) < 0.0 and free.issuperset(spec.index[other] for other in together):
             for other in together:
                 signs[spec.index[other]] = -1.0
             base = base.clone()
