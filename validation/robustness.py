@@ -50,8 +50,14 @@ LOCATED = tuple(XLOGIT_FAMILIES)
 ROWS = 4000  # alternatives of a data set, about
 DRAWS = 200  # of xlogit
 LIMIT = 30  # seconds of an estimation
-GOOD = ("converged", "named failure", "not converged, and said so", "out of time")
-BAD = ("unsettled nodes", "false convergence", "NaN", "crash")
+GOOD = (
+    "converged",
+    "converged, draws too few, and said so",
+    "named failure",
+    "not converged, and said so",
+    "out of time",
+)
+BAD = ("error not told", "false convergence", "NaN", "crash")
 
 
 @dataclass
@@ -276,8 +282,10 @@ def ours(spec: Specification) -> dict[str, Any]:
     if found.why_not:
         return _outcome("false convergence", start, found.why_not) | common
     if anew is not None and not anew.norm <= TOLERANCE_ANEW:
-        said = f"on nodes made anew: {anew.why_not}; least effective draws {result.integration.ess:.1f}"
-        return _outcome("unsettled nodes", start, said) | common
+        told = max(result.simulation_sd[name] / error for name, error in result.std_errors.items())
+        said = f"on nodes made anew: {anew.why_not}; told: estimates differ by {told:.1g} standard errors between draws"
+        enough = told >= TOLERANCE_ANEW / 2
+        return _outcome("converged, draws too few, and said so" if enough else "error not told", start, said) | common
     return _outcome("converged", start, "") | common
 
 
@@ -353,9 +361,10 @@ def new_report() -> Report:
         "‘Converged’ is verified from outside and ‘false convergence’ is a declared convergence where that fails: a "
         f"gradient above {TOLERANCE:g} standard errors in the metric of the inverse Hessian, a Hessian by finite "
         "differences that is not definite, or standard errors that are not finite. For estimates here the gradient too "
-        "is by finite differences of the log-likelihood. ‘Unsettled nodes’: importance sampling whose gradient exceeds "
-        f"{TOLERANCE_ANEW:g} standard errors on nodes made anew at the estimates. A named failure is an error that "
-        f"says what is wrong with data or model. An estimation is stopped after {LIMIT} s.",
+        "is by finite differences of the log-likelihood. ‘Draws too few’: importance sampling whose gradient exceeds "
+        f"{TOLERANCE_ANEW:g} standard errors on nodes made anew at the estimates; ‘error not told’ where, moreover, no "
+        f"simulation_sd of the result is as large as {TOLERANCE_ANEW / 2:g} standard errors. A named failure is an "
+        f"error that says what is wrong with data or model. An estimation is stopped after {LIMIT} s.",
         "xlogit",
         "scipy",
     )

@@ -39,6 +39,10 @@ _ROUNDS = 3
 _FEWEST = 4.0
 # Largest remaining Newton step of a maximum, in standard errors; the search goes on to a tenth where it can.
 _TOLERANCE = 1e-4
+# A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
+_FAR = 5e-3
+# Families whose parameters have the units of the coefficient.
+_IN_UNITS = ("normal", "uniform", "triangular", "censored_normal", "truncated_normal")
 # Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
 # all draws go on, and with all draws, from where steps adapt it.
 _ENOUGH = 5
@@ -114,12 +118,12 @@ def fit_logit(data: ChoiceData, specification: Specification, device: torch.devi
     )
     zero = torch.zeros(len(plain.names), dtype=torch.float64)
     before = -loglik.derivatives(zero).hessian
-    found = maximize_loglik(loglik, zero)
     scale = before.diagonal().clamp_min(1e-300).rsqrt()
     flat = torch.linalg.eigh(scale[:, None] * before * scale)
     hint = "leaving out one of the variables that go together, or a constant for each alternative but one"
     if float(flat.eigenvalues[0]) < 1e-12:
         raise ConvergenceError(_not_identified(plain, flat.eigenvectors[:, 0], "nothing: they are collinear", hint))
+    found = maximize_loglik(loglik, zero)
     # information left at the maximum, as a share of that at 0, along its weakest direction
     half = torch.linalg.cholesky(before)
     inner = torch.linalg.solve_triangular(half, -found.hessian, upper=False)
@@ -162,14 +166,12 @@ def starting_values(data: ChoiceData, specification: Specification, logit: Logit
         }
     found = dict.fromkeys(specification.names, 0.0)
     found.update({name: coefficients[name] for name in specification.fixed})
+    errors = _errors(specification, logit)
     for name, random in specification.random.items():
-        error = logit.std_errors[name]
-        if price is not None and name != price:
-            error /= abs(logit.coefficients[price])
         if random.start is not None:
             first, second = random.start
         else:
-            first, second = _start(random, random.sign * coefficients[name], error)
+            first, second = _start(random, random.sign * coefficients[name], errors[name])
         found[f"{name}.{random.parameters[0]}"] = first
         second_name = f"{name}.{random.parameters[1]}"
         found[second_name if second_name in found else f"chol.{name}.{name}"] = second
@@ -178,10 +180,40 @@ def starting_values(data: ChoiceData, specification: Specification, logit: Logit
     return found
 
 
+def _errors(specification: Specification, logit: Logit) -> dict[str, float]:
+    """Standard errors of the logit's coefficients, of willingness to pay with the price held in WTP space."""
+    price = specification.wtp_space
+    unit = 1.0 if price is None else abs(logit.coefficients[price])
+    return {name: error if name == price else error / unit for name, error in logit.std_errors.items()}
+
+
+def least_sizes(specification: Specification, logit: Logit) -> Tensor:
+    """What counts as large in each estimated coordinate, at least.
+
+    Parameters
+    ----------
+    specification : Specification
+    logit : Logit
+
+    Returns
+    -------
+    Tensor, shape (P,)
+        A standard error of the conditional logit's coefficient; 1 for logarithms and what an exponential is taken of.
+    """
+    errors = _errors(specification, logit)
+    sizes = {name: errors.get(name, 1.0) for name in specification.names}
+    for name, random in specification.random.items():
+        if random.family in _IN_UNITS:
+            own = tuple(f"{name}.{parameter}" for parameter in random.parameters)
+            parts = (*own, f"{own[0]}:", f"chol.{name}.")
+            sizes |= {key: errors[name] for key in sizes if key.startswith(parts) and key not in specification.logged}
+    return torch.tensor(list(sizes.values()), dtype=torch.float64)
+
+
 def _start(random: Random, value: float, error: float) -> tuple[float, float]:
     """Two parameters whose mean is about ``value``, a fixed coefficient with its standard error."""
     family = random.family
-    if family in ("normal", "uniform", "triangular", "censored_normal"):
+    if family in _IN_UNITS and family != "truncated_normal":
         return value, max(0.5 * abs(value), 2.0 * error)
     if family == "johnson_sb":
         low, high = random.limits
@@ -238,6 +270,8 @@ class Search:
         Parameters (P,) near the maximum to the rule that integrates.
     held : dict of str to float
         Natural parameters that do not move.
+    sizes : Tensor, shape (P,)
+        As :func:`least_sizes`.
     bounds : mapping of str to (float, float)
         Of natural parameters.
     watch : callable
@@ -247,6 +281,7 @@ class Search:
     specification: Specification
     make: Callable[[Tensor], NodeMaker]
     held: dict[str, float]
+    sizes: Tensor
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     watch: Watch = no_watch
     _counts: list[int] = field(default_factory=lambda: [0, 0])
@@ -361,14 +396,23 @@ class Search:
         )
 
     def _doubted(self, found: Found) -> Found:
-        """Not converged where importance sampling rests on next to no draws."""
-        if not (found.maximum.converged and isinstance(found.maker.rule, ImportanceSampling)):
+        """Not converged where parameters run away, or importance sampling rests on next to no draws."""
+        if not found.maximum.converged:
             return found
-        least = float(effective_draws(found.loglik, found.params).quantile(0.05))
-        if least >= _FEWEST:
-            return found
-        message = f"one individual in 20 has no more than {least:.1f} effective draws of importance sampling"
-        return replace(found, maximum=replace(found.maximum, converged=False, message=message))
+        message = self._running(found)
+        if not message and isinstance(found.maker.rule, ImportanceSampling):
+            least = float(effective_draws(found.loglik, found.params).quantile(0.05))
+            if least < _FEWEST:
+                message = f"one individual in 20 has no more than {least:.1f} effective draws of importance sampling"
+        return replace(found, maximum=replace(found.maximum, converged=False, message=message)) if message else found
+
+    def _running(self, found: Found) -> str:
+        """Which parameters still go far, on a likelihood that is flat: it has no maximum but at infinity."""
+        maximum = found.maximum
+        step = torch.linalg.solve(-maximum.hessian, maximum.gradient)
+        far = step.abs() > _FAR * torch.maximum(maximum.params.abs(), self.sizes[found.free])
+        names = [self.specification.names[i] for i in found.free[far].tolist()]
+        return f"{names} move on without end, on a likelihood that hardly rises" if names else ""
 
     def _at(self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str) -> tuple[_Watched, Restricted]:
         """The log-likelihood with nodes made for ``theta``, of all parameters and of the free ones."""

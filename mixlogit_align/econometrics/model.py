@@ -24,6 +24,7 @@ from mixlogit_align.econometrics.estimation import (
     Watch,
     check_names,
     fit_logit,
+    least_sizes,
     no_watch,
     starting_values,
 )
@@ -358,9 +359,8 @@ class MixedLogitModel:
             data = PanelData(self.data, spec, place)
             logit = fit_logit(self.data, spec, place)
             first = self._start(start, starting_values(self.data, spec, logit))
-            search = Search(
-                data, spec, lambda theta: default_maker(data, spec, theta), held, self._bounds(bounds, held), watch
-            )
+            sizes, limits = least_sizes(spec, logit), self._bounds(bounds, held)
+            search = Search(data, spec, lambda theta: default_maker(data, spec, theta), held, sizes, limits, watch)
             known = integration or (None if spec.num_dims else Quadrature())
             maker = None if known is None else NodeMaker(known, data, spec)
             runs: list[Found] = []

@@ -20,6 +20,9 @@ _SINGULAR = 1e-10
 _NEWTON_STEPS = 10
 # Distance from the maximum, in standard errors, within which one Hessian serves all that is left to do.
 _NEAR = 0.02
+# Iterations of the trust region where gradients alone did not arrive: from near a maximum it needs a few, and goes on
+# without end only where there is none.
+_LAST_RESORT = 60
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,17 @@ def gradient_norm(gradient: torch.Tensor, hessian: torch.Tensor) -> float:
     float
         Infinite where -H is not finite and positive definite.
     """
+    step = _newton_step(gradient, hessian)
+    return float("inf") if step is None else float((gradient @ step).clamp_min(0.0).sqrt())
+
+
+def _newton_step(gradient: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor | None:
+    """``(-H)^-1 g`` (P,); None where -H is not positive definite, to rounding, or anything is not finite."""
     if not (torch.isfinite(gradient).all() and _smallest_scaled_eigenvalue(hessian) > 0.0):
-        return float("inf")
-    return float(torch.sqrt((gradient @ torch.linalg.solve(-hessian, gradient)).clamp_min(0.0)))
+        return None
+    scale = (-hessian.diagonal()).rsqrt()
+    factor, failed = torch.linalg.cholesky_ex(scale[:, None] * -hessian * scale)
+    return None if failed else scale * torch.cholesky_solve((scale * gradient)[:, None], factor)[:, 0]
 
 
 def _smallest_scaled_eigenvalue(hessian: torch.Tensor) -> float:
@@ -207,9 +218,10 @@ def maximize_loglik(
     norm = gradient_norm(at.gradient, at.hessian)
     given_up = give_up is not None and give_up(point, at.value)
     for _ in range(_NEWTON_STEPS if polish and not given_up else 0):
-        if not 0.0 < norm < float("inf"):
+        step = _newton_step(at.gradient, at.hessian)
+        if step is None or norm == 0.0:
             break
-        trial = point - torch.linalg.solve(at.hessian, at.gradient)
+        trial = point + step
         there = derivatives(loglik, trial)
         evaluations += 1
         trial_norm = gradient_norm(there.gradient, there.hessian) if there.finite else float("inf")
@@ -322,7 +334,7 @@ def refine_loglik(
     gradient_tolerance : float
         As in :func:`maximize_loglik`; steps go on to a tenth of it where they can.
     max_iterations : int
-        As in :func:`approach_loglik`.
+        As in :func:`approach_loglik`; where :func:`maximize_loglik` goes on, it has 60.
 
     Returns
     -------
@@ -335,7 +347,7 @@ def refine_loglik(
     norm = gradient_norm(at.gradient, at.hessian)
 
     def from_here(point: torch.Tensor) -> MaximumLikelihood:
-        there = maximize_loglik(loglik, point, gradient_tolerance=gradient_tolerance)
+        there = maximize_loglik(loglik, point, gradient_tolerance=gradient_tolerance, max_iterations=_LAST_RESORT)
         return replace(there, evaluations=there.evaluations + evaluations, iterations=there.iterations + iterations)
 
     if not at.finite:  # nothing can start from here
@@ -343,10 +355,12 @@ def refine_loglik(
     if not norm < _NEAR:
         return from_here(point)
     while norm > gradient_tolerance / 10:  # the Hessian stands: so close by it hardly changes
-        trial = point - torch.linalg.solve(at.hessian, at.gradient)
+        step = _newton_step(at.gradient, at.hessian)
+        assert step is not None, "the norm would be infinite"
+        trial = point + step
         value, gradient = loglik.gradient(trial)
         evaluations += 1
-        trial_norm = gradient_norm(gradient, at.hessian) if torch.isfinite(gradient).all() else float("inf")
+        trial_norm = gradient_norm(gradient, at.hessian)
         if not trial_norm < norm / 2:
             break
         point, at, norm = trial, Derivatives(value, gradient, at.hessian), trial_norm
