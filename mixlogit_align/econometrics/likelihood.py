@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +18,9 @@ from torch import Tensor
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.inference.derivatives import Derivatives
+from mixlogit_align.numerics.threads import in_threads
+
+Result = TypeVar("Result")
 
 # Utilities of a chunk: about 2 MB of doubles, which stays in the cache.
 _CHUNK = 2**18
@@ -506,11 +508,8 @@ class SimulatedLoglik:
             result[chunk.rows] = chunk.joint(self.specification, theta)
         return result
 
-    def _map(self, work: Callable[[_Chunk], Any]) -> Iterator[Any]:
-        threads = torch.get_num_threads()
-        if threads == 1 or len(self._chunks) < 2 * threads or self.weights.is_cuda:
-            return map(work, self._chunks)
-        return _in_threads(work, self._chunks, threads)
+    def _map(self, work: Callable[[_Chunk], Result]) -> list[Result]:
+        return [work(chunk) for chunk in self._chunks] if self.weights.is_cuda else in_threads(work, self._chunks)
 
     def values(self, theta: Tensor) -> Tensor:
         """Log-likelihood of each individual, (N,), frequencies not counted."""
@@ -558,13 +557,3 @@ class SimulatedLoglik:
         values, gradients, hessians = zip(*self._map(work), strict=True)
         hessian = torch.stack(hessians).sum(0).cpu()
         return Derivatives(math.fsum(values), torch.stack(gradients).sum(0).cpu(), (hessian + hessian.T) / 2)
-
-
-def _in_threads(work: Callable[[_Chunk], Any], chunks: list[_Chunk], threads: int) -> Iterator[Any]:
-    """Chunks side by side, one torch thread each: operations of a chunk are too small to be split."""
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(work, chunks)
-    finally:
-        torch.set_num_threads(threads)

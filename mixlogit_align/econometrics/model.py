@@ -43,6 +43,7 @@ from mixlogit_align.inference import (
     refine_loglik,
     standard_errors,
 )
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -333,8 +334,7 @@ class MixedLogitModel:
 
         Notes
         -----
-        Two torch threads save a third of the time where two cores are idle; where another process holds one of them,
-        use ``torch.set_num_threads(1)``.
+        Uses as many threads as torch does, ``torch.set_num_threads``.
         """
         check_cov_type(cov_type, self.data)
         for name, count, least in (
@@ -348,14 +348,14 @@ class MixedLogitModel:
                 )
         plain = not hold and not bounds and num_starts == 1 and device is None and cov_type != "bootstrap"
         if self._strength is not None and plain and not isinstance(integration, ImportanceSampling):
-            with _watching(progress) as watch:
+            with own_threads(), _watching(progress) as watch:
                 return self._strength.fit(
                     integration=integration, cov_type=cov_type, start=start, num_redraws=num_redraws, watch=watch
                 )
 
         spec, held = self.specification, self._held(hold)
         place = None if device is None else _device(device)
-        with _watching(progress) as watch:
+        with own_threads(), _watching(progress) as watch:
             data = PanelData(self.data, spec, place)
             logit = fit_logit(self.data, spec, place)
             first = self._start(start, starting_values(self.data, spec, logit))

@@ -18,6 +18,7 @@ from mixlogit_align.econometrics.families import Random
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.numerics import draws
 from mixlogit_align.numerics.quadrature import trapezoid_normal
+from mixlogit_align.numerics.threads import in_threads
 
 TAU = "tau"
 # Families whose latent is loc + deviation: only these can be correlated or have a mean that depends on covariates.
@@ -207,8 +208,11 @@ class Specification:
 
     def base(self, uniforms: Tensor) -> Tensor:
         """Standard variables (..., M) from uniforms on (0, 1) of the same shape, in their place."""
-        for m, family in enumerate(self.bases):
-            uniforms[..., m] = BASE[family](uniforms[..., m])
+
+        def fill(m: int) -> None:
+            uniforms[..., m] = BASE[self.bases[m]](uniforms[..., m])
+
+        in_threads(fill, range(len(self.bases)))
         return uniforms
 
     def base_of_normal(self, z: Tensor) -> Tensor:

@@ -172,11 +172,6 @@ class StrengthModel:
             If ``start`` is not as above, or a positive family meets a negative strength.
         ConvergenceError
             If no finite strength maximises the likelihood (the attribute separates the choices).
-
-        Notes
-        -----
-        Operations are many and small. On two idle cores a second torch thread saves a quarter of the time; where
-        another process holds one of them, the fit takes 3 to 70 times as long as with ``torch.set_num_threads(1)``.
         """
         point = self._fit_fixed()
         centre = self._family.centre(point.params[0])

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
+from mixlogit_align.numerics.threads import in_threads
+
 LogLik = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -118,7 +120,7 @@ def derivatives(loglik: LogLiks, params: torch.Tensor) -> Derivatives:
     """
     if isinstance(loglik, Differentiated):
         return loglik.derivatives(params)
-    each = [_derivatives(part, params) for part in parts_of(loglik)]
+    each = in_threads(lambda part: _derivatives(part, params), parts_of(loglik))
     values, gradients, hessians = zip(*each, strict=True)
     return Derivatives(math.fsum(values), torch.stack(gradients).sum(0), torch.stack(hessians).sum(0))
 
@@ -176,7 +178,7 @@ def individual_scores(loglik: Functions, params: torch.Tensor) -> torch.Tensor:
     -------
     torch.Tensor, shape (N, P)
     """
-    return torch.cat([_scores(part, params) for part in parts_of(loglik)])
+    return torch.cat(in_threads(lambda part: _scores(part, params), parts_of(loglik)))
 
 
 def _scores(loglik: LogLik, params: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from mixlogit_align.errors import IntegrationError, InvalidInputError, explain
+from mixlogit_align.numerics.threads import in_threads
 
 Array = npt.NDArray[np.float64]
 DrawKind = Literal["pseudo", "stratified", "antithetic", "halton", "sobol", "mlhs"]
@@ -228,7 +229,8 @@ class BaseDraws:
             )
         u = torch.empty((len(rows), num_dims, self.num_draws), dtype=torch.float64, device=rows.device)
         consecutive = self.kind == "halton" and len(rows) > 0 and bool((rows.diff() == 1).all())
-        for dim in range(num_dims):
+
+        def fill(dim: int) -> None:
             if consecutive:
                 start = int(rows[0]) * self.num_draws + (_DROPPED if self.seed is None else 0)
                 points = _radical_inverses(start + len(rows) * self.num_draws, _BASES[dim], rows.device)[start:]
@@ -237,6 +239,8 @@ class BaseDraws:
                 u[:, dim] = self._rotated(points, dim).view(len(rows), -1)
             else:
                 u[:, dim] = self._uniforms(rows, dim, num_dims).T
+
+        in_threads(fill, range(num_dims))
         return u.mT
 
     def _key(self, rows: Tensor, dim: int) -> Tensor:
