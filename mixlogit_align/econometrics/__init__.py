@@ -2,23 +2,47 @@
 
 from mixlogit_align.econometrics.comparison import Comparison, LikelihoodRatioTest, WaldTest, compare
 from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.effects import Effects, elasticities, marginal_effects
 from mixlogit_align.econometrics.families import Random
+from mixlogit_align.econometrics.heterogeneity_test import HeterogeneityTest, mcfadden_train_test
 from mixlogit_align.econometrics.model import MixedLogitModel
+from mixlogit_align.econometrics.posteriors import IndividualPosteriors, individual_posteriors
+from mixlogit_align.econometrics.predictions import Prediction, predict, scenario
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult, Optimum
+from mixlogit_align.econometrics.scoring import CrossValidation, PairedDifference, cross_validate
 from mixlogit_align.econometrics.simulate import SimulatedChoices, simulate_choices
+from mixlogit_align.econometrics.welfare import ConsumerSurplus, consumer_surplus
+from mixlogit_align.econometrics.willingness_to_pay import WillingnessToPay, willingness_to_pay
 
 __all__ = [
     "ChoiceData",
     "Comparison",
+    "ConsumerSurplus",
+    "CrossValidation",
+    "Effects",
     "FixedStrength",
+    "HeterogeneityTest",
+    "IndividualPosteriors",
     "IntegrationReport",
     "LikelihoodRatioTest",
     "MixedLogitModel",
     "MixedLogitResult",
     "Optimum",
+    "PairedDifference",
+    "Prediction",
     "Random",
     "SimulatedChoices",
     "WaldTest",
+    "WillingnessToPay",
     "compare",
+    "consumer_surplus",
+    "cross_validate",
+    "elasticities",
+    "individual_posteriors",
+    "marginal_effects",
+    "mcfadden_train_test",
+    "predict",
+    "scenario",
     "simulate_choices",
+    "willingness_to_pay",
 ]

@@ -30,9 +30,7 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 # Utilities at a time: 1 MB of doubles.
 _CHUNK = 2**17
-# Where a rule lies about individuals' modes and expectations are those of the population: nodes in two dimensions are
-# the square of this, draws beyond.
-_NODES = 32
+# Where a rule lies about individuals' modes and expectations are those of the population: draws beyond two dimensions.
 _DRAWS = 1024
 _RULES = {rule.__name__: rule for rule in (Quadrature, MonteCarlo, QuasiMonteCarlo, ImportanceSampling)}
 
@@ -64,12 +62,13 @@ class Estimates:
             If the result is of another model.
         """
         spec = model.specification
-        if tuple(result.params) != spec.names:
+        # names of parameters do not tell families
+        if result.specification != str(spec) or tuple(result.params) != spec.names:
             raise InvalidInputError(
                 explain(
                     "result",
-                    got=f"parameters {list(result.params)}",
-                    expected=f"those of the model, {list(spec.names)}",
+                    got=f"one of {result.specification}",
+                    expected=f"one of the model, {spec}",
                     hint="the model that was fitted",
                 )
             )
@@ -124,8 +123,7 @@ def _prior_maker(
     spec = estimates.specification
     rule = integration or (rule_of(result) if spec.num_dims else None)
     if rule is None or isinstance(rule, ImportanceSampling):
-        beyond = Quadrature(_NODES) if spec.num_dims == 2 else QuasiMonteCarlo("sobol", _DRAWS)
-        rule = Quadrature() if spec.num_dims <= 1 else beyond
+        rule = Quadrature() if spec.num_dims <= 2 else QuasiMonteCarlo("sobol", _DRAWS)
     return NodeMaker(rule, data, spec)
 
 
@@ -274,6 +272,11 @@ class Expectations:
     def situation_weights(self) -> Tensor:
         """Frequencies of situations, (S,)."""
         return self.data.weights[self.data.individual]
+
+    @property
+    def covariates(self) -> Tensor:
+        """Of means, (N, D)."""
+        return self._choices.covariates
 
     def of(self, functional: Functional) -> Expected:
         """Evaluate.

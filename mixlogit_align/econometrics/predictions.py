@@ -17,6 +17,7 @@ from mixlogit_align.econometrics.expectations import Expectations
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
+from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,15 +132,19 @@ def predict(
     )
 
 
-def scenario(data: ChoiceData, changes: Mapping[str, Tensor | float | Callable[[Tensor], Tensor]]) -> ChoiceData:
+Change = Tensor | float | Callable[[Tensor], Tensor]
+
+
+def scenario(data: ChoiceData, changes: Mapping[str, Change | Mapping[Any, Change]]) -> ChoiceData:
     """The same situations with other attributes.
 
     Parameters
     ----------
     data : ChoiceData
     changes : mapping of str to values or callable
-        New values of an attribute, (S, J) or what broadcasts to it, ``{"price": torch.tensor([1.0, 2.0])}``; or a
-        function of the old ones, ``{"price": lambda price: 1.1 * price}``.
+        By attribute: new values, (S, J) or what broadcasts to it; or a function of the old ones,
+        ``{"price": lambda price: 1.1 * price}``. Or, by alternative, the same of this alternative's values (S,):
+        ``{"price": {"bus": lambda price: price + 1.0, "car": 20.0}}``.
 
     Returns
     -------
@@ -149,13 +154,33 @@ def scenario(data: ChoiceData, changes: Mapping[str, Tensor | float | Callable[[
     Raises
     ------
     InvalidInputError
-        If there is no such attribute, or a value is not finite.
+        If there is no such attribute or alternative, a shape does not fit, or a value is not finite.
     """
     attributes = data.attributes.clone()
     for name, change in changes.items():
         old = data.attribute(name)
-        new = torch.as_tensor(change(old) if callable(change) else change, dtype=torch.float64).expand_as(old)
+        if isinstance(change, Mapping):
+            new = old.clone()
+            for label, own in change.items():
+                if label not in data.alternatives:
+                    expected = f"one of {list(data.alternatives)}"
+                    raise InvalidInputError(
+                        explain(f"alternative of {name!r}", got=repr(label), expected=expected, hint="one of these")
+                    )
+                j = data.alternatives.index(label)
+                new[:, j] = _changed(f"{name!r} of {label!r}", old[:, j], own)
+        else:
+            new = _changed(repr(name), old, change)
         attributes[..., data.variables.index(name)] = torch.where(data.available, new, 0.0)
     changed = replace(data, attributes=attributes)
     changed.validate()
     return changed
+
+
+def _changed(what: str, old: Tensor, change: Change) -> Tensor:
+    new = torch.as_tensor(change(old) if callable(change) else change, dtype=torch.float64)
+    try:
+        return new.expand_as(old)
+    except RuntimeError as error:
+        got, expected = f"shape {tuple(new.shape)}", f"one that broadcasts to {tuple(old.shape)}"
+        raise InvalidInputError(explain(f"changes of {what}", got=got, expected=expected, hint="a number")) from error

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # Nodes a dimension of moments, where at most two base variates matter; Sobol draws else, and for quantiles.
-_NODES = 64
+_NODES = {1: 512, 2: 96}
 _DRAWS = 2**12
+# Moments of 1 / b_price that a statistic needs.
+_LEAST_ORDER = {"mean": 1.0, "sd": 2.0}
 # A quantile is the mean of this share of the draws about it, which makes it smooth in the parameters.
 _WINDOW = 0.02
 
@@ -170,28 +172,27 @@ def willingness_to_pay(
             )
         )
     ratio = _Ratio(spec, attribute, price, wtp_space, _covariates(model, covariates))
-    order = math.inf if wtp_space == price else inverse_moments(spec, estimates.params, price)
+    order = ratio.order(estimates.params)
     if order < 0:
         raise InvalidInputError(
             explain(
                 f"price {price!r}",
-                got=f"{spec.random[price]}, which is 0 with positive probability",
+                got=f"{spec.random.get(price, 'a coefficient of 0')}, which is 0 with positive probability",
                 expected="a price coefficient that is not 0",
                 hint="'-lognormal' for the price, or wtp_space= with a fixed price",
             )
         )
     values, cov = delta_method(ratio.statistics, estimates.params, estimates.cov)
-    errors = standard_errors(cov)
-    sampled = torch.stack([ratio.statistics(params) for params in _redrawn(estimates, num_draws, seed)])
+    values, errors = ratio.existing(values, order), ratio.existing(standard_errors(cov), order)
     tail = (1.0 - level) / 2.0
-    ends = _ends(sampled, tail)
-    notes = []
-    for name, least in (("mean", 1.0), ("sd", 2.0)):
-        if name in ratio.names and order < least:
-            gone = ratio.names.index(name)
-            values[gone], errors[gone], ends[gone] = math.nan, math.nan, math.nan
-            notes.append(f"the {name} does not exist: {_reason(spec, price)}")
-    if not ratio.random and float(estimates.params[spec.index[price]]) > 0.0:
+    ends = torch.full((len(values), 2), math.nan, dtype=torch.float64)
+    if bool(errors.isfinite().any()):
+        redrawn = _redrawn(estimates, num_draws, seed)
+        sampled = torch.stack([ratio.existing(ratio.statistics(params), ratio.order(params)) for params in redrawn])
+        ends = torch.stack([ratio.existing(column, order) for column in _ends(sampled, tail).T], 1)
+    reason = f"the coefficient of {price!r} is {spec.random.get(price)}, too often near 0 at these parameters"
+    notes = [f"the {name} does not exist: {reason}" for name in ratio.names if order < _LEAST_ORDER.get(name, 0.0)]
+    if not ratio.random and price != wtp_space and float(estimates.params[spec.index[price]]) > 0.0:
         notes.append("the coefficient of the price is positive")
     half = float(norm.isf(tail)) * errors
     delta = torch.stack([values - half, values + half], 1)
@@ -226,8 +227,8 @@ def price_of(specification: Specification, price: str | None) -> str:
     return found
 
 
-def inverse_moments(specification: Specification, params: Tensor, variable: str) -> float:
-    """How many moments of 1/b exist: infinity for all; 0 for none; -1 where b is 0 with positive probability.
+def support(specification: Specification, params: Tensor, variable: str, covariates: Tensor) -> tuple[float, float]:
+    """Between which values a coefficient lies.
 
     Parameters
     ----------
@@ -235,44 +236,62 @@ def inverse_moments(specification: Specification, params: Tensor, variable: str)
     params : Tensor, shape (P,)
         Natural.
     variable : str
+    covariates : Tensor, shape (N, D)
+        Of all individuals that count.
+
+    Returns
+    -------
+    low, high : float
+    """
+    value = {name: float(params[i]) for name, i in specification.index.items()}
+    if variable not in specification.random:
+        return value[variable], value[variable]
+    random = specification.random[variable]
+    if random.family in ("lognormal", "gamma", "censored_normal", "johnson_sb", "truncated_normal"):
+        low, high = random.limits if random.family in ("johnson_sb", "truncated_normal") else (0.0, math.inf)
+        return (low, high) if random.sign > 0 else (-high, -low)
+    block = specification.block_of(variable)
+    if block is None:
+        spreads = {variable: value[f"{variable}.scale"]}
+    else:
+        spreads = {name: value[f"chol.{variable}.{name}"] for name in block[: block.index(variable) + 1]}
+    bounded = ("uniform", "triangular")
+    reach = sum(
+        abs(spread) if specification.random[name].family in bounded else math.inf
+        for name, spread in spreads.items()
+        if spread != 0.0
+    )
+    centres = torch.full((len(covariates),), value[f"{variable}.loc"], dtype=torch.float64)
+    for covariate in random.mean_covariates:
+        slope = value[f"{variable}.loc:{covariate}"]
+        centres = centres + slope * covariates[:, specification.covariates.index(covariate)]
+    return float(centres.min()) - reach, float(centres.max()) + reach
+
+
+def inverse_moments(specification: Specification, params: Tensor, variable: str, covariates: Tensor) -> float:
+    """How many moments of 1/b exist: infinity for all; 0 for none; -1 where b is 0 with positive probability.
+
+    Parameters
+    ----------
+    specification, params, variable, covariates
+        As of :func:`support`.
 
     Returns
     -------
     float
         The moments of order below or equal to it exist; for a gamma, those of order below its concentration.
     """
-    if variable not in specification.random:
-        return math.inf if float(params[specification.index[variable]]) != 0.0 else -1.0
-    random = specification.random[variable]
-    value = {name: float(params[i]) for name, i in specification.index.items()}
-    if random.family == "lognormal":
+    low, high = support(specification, params, variable, covariates)
+    if low > 0.0 or high < 0.0:
         return math.inf
-    if random.family == "gamma":
-        concentration = value[f"{variable}.concentration"]
-        return math.ceil(concentration) - 1.0
-    if random.family == "censored_normal":
+    random = specification.random.get(variable)
+    if random is None or random.family == "censored_normal":
         return -1.0
-    if random.family in ("johnson_sb", "truncated_normal"):
-        low, high = random.limits
-        # logit-normal: 1/b = (1 + exp(-v)) / (high - low) has all moments; the truncated normal's density at 0 is not 0
-        outside = (low >= 0.0 or high <= 0.0) if random.family == "johnson_sb" else (low > 0.0 or high < 0.0)
-        return math.inf if outside else 0.0
-    block = specification.block_of(variable)
-    if block is None:
-        reach = {random.family: abs(value[f"{variable}.scale"])}
-    else:
-        before = block[: block.index(variable) + 1]
-        reach = {}
-        for name in before:
-            family = "normal" if specification.random[name].family not in ("uniform", "triangular") else "uniform"
-            reach[family] = reach.get(family, 0.0) + abs(value[f"chol.{variable}.{name}"])
-    centre = abs(value[f"{variable}.loc"])
-    covered = math.inf if reach.get("normal", 0.0) > 0.0 else sum(reach.values())
-    return math.inf if covered < centre else 0.0
-
-
-def _reason(spec: Specification, price: str) -> str:
-    return f"the coefficient of {price!r} is {spec.random[price]}, too often near 0 at these parameters"
+    if random.family == "gamma":
+        return math.ceil(float(params[specification.index[f"{variable}.concentration"]])) - 1.0
+    # exp and the logistic function reach 0 so seldom that 1/b has all moments; other densities are positive at 0
+    near = random.family == "lognormal" or (random.family == "johnson_sb" and 0.0 in random.limits)
+    return math.inf if near else 0.0
 
 
 @dataclass(frozen=True)
@@ -314,6 +333,17 @@ class _Ratio:
         """Of the statistics."""
         return ("median", "mean", "sd") if self.random else ("ratio",)
 
+    def order(self, params: Tensor) -> float:
+        """Moments of 1 / b_price that exist, as :func:`inverse_moments` counts."""
+        if self.price == self.wtp_space:
+            return math.inf
+        return inverse_moments(self.specification, params, self.price, self.covariates[None])
+
+    def existing(self, statistics: Tensor, order: float) -> Tensor:
+        """NaN for those that need more moments of 1 / b_price than ``order``."""
+        least = torch.tensor([_LEAST_ORDER.get(name, 0.0) for name in self.names], dtype=torch.float64)
+        return statistics.where(least <= order, math.nan)
+
     def statistics(self, params: Tensor) -> Tensor:
         """In the order of :attr:`names`, differentiable."""
         if not self.random:
@@ -321,8 +351,7 @@ class _Ratio:
         ordered = self._values(params, self._draws).sort().values
         around = max(1, round(len(ordered) * _WINDOW / 2))
         median = ordered[len(ordered) // 2 - around : len(ordered) // 2 + around].mean()
-        first, second = self._moments(params)
-        return torch.stack([median, first, (second - first**2).clamp_min(0.0).sqrt()])
+        return torch.stack([median, *self._mean_sd(params)])
 
     def _values(self, params: Tensor, base: Tensor) -> Tensor:
         """At base variates (K, M): (K,)."""
@@ -335,20 +364,23 @@ class _Ratio:
         )
         return -above / below
 
-    def _moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """First and second, where they exist."""
+    def _mean_sd(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Where they exist."""
         spec = self.specification
         random = spec.random.get(self.price)
         if random is None or random.family != "gamma" or self.price == self.wtp_space:
             z, weight = self._nodes
             values = self._values(params, z)
-            return weight @ values, weight @ values**2
+            mean = weight @ values
+            # a norm, whose derivative at 0 is 0: where nothing varies
+            return mean, torch.linalg.vector_norm(weight.sqrt() * (values - mean))
         # independent of the numerator; 1/b times its density is a gamma density again, heavy where quadrature is not
         concentration, rate = (params[spec.index[f"{self.price}.{part}"]] for part in random.parameters)
         inverse = torch.where(concentration > 1.0, rate / (concentration - 1.0), torch.inf)
         square = torch.where(concentration > 2.0, inverse * rate / (concentration - 2.0), torch.inf)
         mean, sd = self._numerator(params)
-        return -random.sign * mean * inverse, (mean**2 + sd**2) * square
+        ratio = -random.sign * mean * inverse
+        return ratio, ((mean**2 + sd**2) * square - ratio**2).sqrt()
 
     def _numerator(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation."""
@@ -374,7 +406,7 @@ class _Ratio:
         spec = self.specification
         if len(self._dims) > 2:
             return self._draws, torch.full((_DRAWS,), 1.0 / _DRAWS, dtype=torch.float64)
-        points, log_weight = product_rule(*trapezoid_normal(_NODES), len(self._dims))
+        points, log_weight = product_rule(*trapezoid_normal(_NODES[len(self._dims)]), len(self._dims))
         z = points.new_zeros(len(points), spec.num_dims)
         z[:, self._dims] = points
         return spec.base_of_normal(z), log_weight.exp()
@@ -408,16 +440,13 @@ def _redrawn(estimates: Estimates, num_draws: int, seed: int) -> Tensor:
     cov = estimates.cov / slopes[:, None] / slopes
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(num_draws, len(theta), generator=generator, dtype=torch.float64)
-    if not bool(cov.isfinite().all()):
-        return torch.full_like(z, math.nan)
     spectrum = torch.linalg.eigh(cov)  # singular where parameters are held
     root = spectrum.eigenvectors * spectrum.eigenvalues.clamp_min(0.0).sqrt()
     return spec.natural(theta + z @ root.T)
 
 
 def _ends(sampled: Tensor, tail: float) -> Tensor:
-    """Quantiles (Q, 2) of draws (R, Q), which may be infinite."""
-    ordered = sampled.sort(0).values
-    last = len(ordered) - 1
-    ends = torch.stack([ordered[round(tail * last)], ordered[round((1.0 - tail) * last)]], 1)
-    return ends.where(~sampled.isnan().any(0)[:, None], torch.nan)
+    """Quantiles (Q, 2) of draws (R, Q); a draw for which there is none (NaN) may lie anywhere."""
+    last = len(sampled) - 1
+    low, high = (sampled.nan_to_num(nan=end, posinf=math.inf, neginf=-math.inf) for end in (-math.inf, math.inf))
+    return torch.stack([low.sort(0).values[round(tail * last)], high.sort(0).values[round((1.0 - tail) * last)]], 1)
