@@ -11,6 +11,8 @@ from mixlogit_align.econometrics.predictions import Prediction, predict, scenari
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult, Optimum
 from mixlogit_align.econometrics.scoring import CrossValidation, PairedDifference, cross_validate
 from mixlogit_align.econometrics.simulate import SimulatedChoices, simulate_choices
+from mixlogit_align.econometrics.study import recovery_study
+from mixlogit_align.econometrics.study_results import RecoveryStudy
 from mixlogit_align.econometrics.welfare import ConsumerSurplus, consumer_surplus
 from mixlogit_align.econometrics.willingness_to_pay import WillingnessToPay, willingness_to_pay
 
@@ -31,6 +33,7 @@ __all__ = [
     "PairedDifference",
     "Prediction",
     "Random",
+    "RecoveryStudy",
     "SimulatedChoices",
     "WaldTest",
     "WillingnessToPay",
@@ -43,6 +46,7 @@ __all__ = [
     "mcfadden_train_test",
     "predict",
     "scenario",
+    "recovery_study",
     "simulate_choices",
     "willingness_to_pay",
 ]
