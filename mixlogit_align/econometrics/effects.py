@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -139,15 +141,13 @@ def elasticities(
     """
     expectations = Expectations(model, result, data, integration, conditional)
     c, j = _column(model, attribute), expectations.data.num_alternatives
-    found = expectations.of(
-        lambda at: torch.cat([_derivatives(at, c) * at.x[:, None, :, c, None], at.probabilities[:, None]], 1)
-    )
-    probability, share = found.each[:, j], found.total[j]
-    each = found.each[:, :j] / probability[..., None]
-    aggregate = found.total[:j] / share[:, None]
+    found = expectations.of(lambda at: itertools.chain(at.probabilities.unbind(1), _responses(at, c, relative=True)))
+    probability, share = found.each[:, :j, None], found.total[:j, None]
+    each = found.each[:, j:].unflatten(1, (j, j)) / probability
+    aggregate = found.total[j:].unflatten(0, (j, j)) / share
     # d (a / b) = (da - (a / b) db) / b
-    jacobian = (found.jacobian[:j] - aggregate[..., None] * found.jacobian[j][:, None]) / share[:, None, None]
-    return _effects(expectations, attribute, "elasticity", conditional, each, aggregate, jacobian)
+    moved = found.jacobian[j:].unflatten(0, (j, j)) - aggregate[..., None] * found.jacobian[:j, None]
+    return _effects(expectations, attribute, "elasticity", each, aggregate, moved / share[..., None])
 
 
 def marginal_effects(
@@ -176,12 +176,12 @@ def marginal_effects(
         If the attribute has no coefficient, or as of ``predict``.
     """
     expectations = Expectations(model, result, data, integration, conditional)
-    c = _column(model, attribute)
-    found = expectations.of(lambda at: _derivatives(at, c))
+    c, j = _column(model, attribute), expectations.data.num_alternatives
+    found = expectations.of(lambda at: _responses(at, c, relative=False))
     size = expectations.situation_weights.sum()
-    return _effects(
-        expectations, attribute, "marginal effect", conditional, found.each, found.total / size, found.jacobian / size
-    )
+    each, aggregate = found.each.unflatten(1, (j, j)), found.total.unflatten(0, (j, j)) / size
+    jacobian = found.jacobian.unflatten(0, (j, j)) / size
+    return _effects(expectations, attribute, "marginal effect", each, aggregate, jacobian)
 
 
 def _column(model: MixedLogitModel, attribute: str) -> int:
@@ -195,22 +195,16 @@ def _column(model: MixedLogitModel, attribute: str) -> int:
     return variables.index(attribute)
 
 
-def _derivatives(at: Situations, column: int) -> Tensor:
-    """dP_j / dx_k given the coefficients, (s, J, J, K)."""
-    p = at.probabilities
-    moved = at.beta[..., column][:, None] * p
-    own = torch.eye(p.shape[1], dtype=p.dtype)[..., None]
-    return moved[:, :, None] * (own - p[:, None])
+def _responses(at: Situations, column: int, *, relative: bool) -> Iterator[Tensor]:
+    """dP_j / dx_k given the coefficients, times x_k where relative, (s, K) each: j by j, k within."""
+    p, b = at.probabilities.unbind(1), at.beta[..., column]
+    for j, k in itertools.product(range(len(p)), repeat=2):
+        moved = b * p[j] * ((1.0 if j == k else 0.0) - p[k])
+        yield moved * at.x[:, k, column, None] if relative else moved
 
 
 def _effects(
-    expectations: Expectations,
-    attribute: str,
-    kind: str,
-    conditional: bool,
-    each: Tensor,
-    aggregate: Tensor,
-    jacobian: Tensor,
+    expectations: Expectations, attribute: str, kind: str, each: Tensor, aggregate: Tensor, jacobian: Tensor
 ) -> Effects:
     data = expectations.data
     both = data.available[:, :, None] & data.available[:, None]
@@ -223,7 +217,7 @@ def _effects(
         std_errors=expectations.standard_errors(jacobian),
         mean=(weights * each.where(both, 0.0)).sum(0) / weights.sum(0),
         alternatives=data.alternatives,
-        conditional=conditional,
+        conditional=expectations.conditional,
         integration=expectations.rule,
         data=data,
     )

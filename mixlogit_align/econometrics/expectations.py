@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +30,9 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 # Utilities at a time: 1 MB of doubles.
 _CHUNK = 2**17
-# Where a rule lies about individuals' modes and expectations are those of the population: draws beyond two dimensions.
+# Where a rule lies about individuals' modes and expectations are those of the population: nodes in two dimensions are
+# the square of this, about as many as draws beyond.
+_NODES = 32
 _DRAWS = 1024
 _RULES = {rule.__name__: rule for rule in (Quadrature, MonteCarlo, QuasiMonteCarlo, ImportanceSampling)}
 
@@ -100,7 +102,8 @@ def rule_of(result: MixedLogitResult) -> Integration | None:
         return None
     call = ast.parse(text, mode="eval").body
     if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _RULES:
-        return _RULES[call.func.id](**{str(key.arg): ast.literal_eval(key.value) for key in call.keywords})
+        named = {str(key.arg): ast.literal_eval(key.value) for key in call.keywords}
+        return _RULES[call.func.id](*map(ast.literal_eval, call.args), **named)
     raise InvalidInputError(
         explain("integration", got=f"None for a result of {text}", expected="the draws again", hint="integration=")
     )
@@ -123,7 +126,8 @@ def _prior_maker(
     spec = estimates.specification
     rule = integration or (rule_of(result) if spec.num_dims else None)
     if rule is None or isinstance(rule, ImportanceSampling):
-        rule = Quadrature() if spec.num_dims <= 2 else QuasiMonteCarlo("sobol", _DRAWS)
+        beyond = Quadrature(_NODES) if spec.num_dims == 2 else QuasiMonteCarlo("sobol", _DRAWS)
+        rule = Quadrature() if spec.num_dims <= 1 else beyond
     return NodeMaker(rule, data, spec)
 
 
@@ -198,20 +202,21 @@ class Situations:
         return torch.logsumexp(self.utilities, 1)
 
 
-Functional = Callable[[Situations], Tensor]
+# One function f after the other, (s, K): a backward pass goes through what this one needs, and through nothing else.
+Functional = Callable[[Situations], Iterable[Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Expectations.
+    """Expectations of Q functions.
 
     Attributes
     ----------
-    each : Tensor, shape (S, ...)
+    each : Tensor, shape (S, Q)
         Of every situation.
-    total : Tensor, shape (...)
+    total : Tensor, shape (Q,)
         Their sum, frequencies counted.
-    jacobian : Tensor, shape (..., P)
+    jacobian : Tensor, shape (Q, P)
         Of the sum, in natural parameters.
     """
 
@@ -284,7 +289,7 @@ class Expectations:
         Parameters
         ----------
         functional : callable
-            :class:`Situations` to values (s, ..., K), differentiable.
+            :class:`Situations` to Q tensors (s, K), differentiable.
 
         Returns
         -------
@@ -294,16 +299,19 @@ class Expectations:
         each, rows, totals, jacobians = [], [], [], []
         for people, situations in self._parts():
             with torch.enable_grad():
-                values = self._expected(functional, params, people, situations)
-                total = torch.tensordot(self.situation_weights[situations], values, 1)
-                found = [
-                    torch.autograd.grad(one, params, retain_graph=True, materialize_grads=True)[0]
-                    for one in total.reshape(-1)
-                ]
-            each.append(values.detach())
+                at, weight = self._at(params, people, situations)
+                counts = self.situation_weights[situations]
+                values, slopes = [], []
+                for function in functional(at):
+                    value = (function * weight).sum(-1)
+                    slopes.append(
+                        torch.autograd.grad(counts @ value, params, retain_graph=True, materialize_grads=True)[0]
+                    )
+                    values.append(value.detach())
+            each.append(torch.stack(values, 1))
             rows.append(situations)
-            totals.append(total.detach())
-            jacobians.append(torch.stack(found).reshape(*total.shape, -1))
+            totals.append(counts @ each[-1])
+            jacobians.append(torch.stack(slopes))
         back = torch.argsort(torch.cat(rows))
         return Expected(torch.cat(each)[back], torch.stack(totals).sum(0), torch.stack(jacobians).sum(0))
 
@@ -321,28 +329,33 @@ class Expectations:
             people = part == p
             yield people.nonzero()[:, 0], people[self.data.individual].nonzero()[:, 0]
 
-    def _expected(self, functional: Functional, params: Tensor, people: Tensor, situations: Tensor) -> Tensor:
-        spec, choices = self.estimates.specification, self._choices
+    def _at(self, params: Tensor, people: Tensor, situations: Tensor) -> tuple[Situations, Tensor]:
+        """Situations of some individuals at the nodes, and weights (s, K) of these."""
+        choices = self._choices
         nodes = self._nodes.of(self._person[people])
         position = torch.empty(self.data.num_individuals, dtype=torch.int64)
         position[people] = torch.arange(len(people))
         own = position[choices.individual[situations]]
-        beta = coefficients(spec, params, nodes.base, choices.covariates[people]).expand(len(people), -1, -1)[own]
+        beta = self._coefficients(params, nodes, choices.covariates[people])[own]
         weight = self._weights(params, nodes, people).expand(len(people), -1)[own]
-        values = functional(Situations(choices.x[situations], beta, choices.utilities(situations, beta)))
-        return (values * weight.reshape(len(weight), *[1] * (values.dim() - 2), -1)).sum(-1)
+        return Situations(choices.x[situations], beta, choices.utilities(situations, beta)), weight
+
+    def _coefficients(self, params: Tensor, nodes: Nodes, covariates: Tensor) -> Tensor:
+        """(n, K, V) of individuals with covariates (n, D)."""
+        beta = coefficients(self.estimates.specification, params, nodes.base, covariates)
+        return beta.expand(len(covariates), -1, -1)
 
     def _weights(self, params: Tensor, nodes: Nodes, people: Tensor) -> Tensor:
         """Of the nodes, (n or 1, K): those of the rule, times the likelihood of the past."""
         if self._past is None:
             return nodes.log_weight.exp()
-        past, spec = self._past, self.estimates.specification
+        past = self._past
         person = self._person[people]
         position = torch.full((len(past.covariates),), -1)
         position[person] = torch.arange(len(person))
         own = position[past.individual]
         situations = (own >= 0).nonzero()[:, 0]
-        beta = coefficients(spec, params, nodes.base, past.covariates[person]).expand(len(person), -1, -1)
+        beta = self._coefficients(params, nodes, past.covariates[person])
         u = past.utilities(situations, beta[own[situations]])
         chosen = past.choice[situations][:, None, None].expand(-1, 1, u.shape[2])
         loglik = u.gather(1, chosen)[:, 0] - torch.logsumexp(u, 1)

@@ -75,7 +75,7 @@ class IndividualPosteriors:
     def summary(self) -> Summary:
         """Table of the coefficients: how individuals' means spread, and how sure they are."""
         weights = self.weights / self.weights.sum()
-        centre = weights @ self.mean
+        centre = self.mean[0] + weights @ (self.mean - self.mean[0])  # without rounding where fixed
         between = (weights @ (self.mean - centre) ** 2).sqrt()
         within = (weights @ self.sd**2).sqrt()
         rows = tuple(

@@ -118,7 +118,7 @@ def predict(
         If the result is of another model, an attribute is missing, or an individual has no past.
     """
     expectations = Expectations(model, result, data, integration, conditional)
-    found = expectations.of(lambda at: at.probabilities)
+    found = expectations.of(lambda at: at.probabilities.unbind(1))
     size = expectations.situation_weights.sum()
     errors = expectations.standard_errors(found.jacobian / size)
     labels = expectations.data.alternatives

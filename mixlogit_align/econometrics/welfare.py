@@ -138,10 +138,10 @@ def consumer_surplus(
     for expectations in scenarios.values():
         _require_negative(expectations, price)
     column = before.estimates.specification.variables.index(price)
-    found = {name: each.of(lambda at: at.logsum / -at.beta[..., column]) for name, each in scenarios.items()}
-    each = {name: one.each for name, one in found.items()}
-    totals = {name: one.total for name, one in found.items()}
-    jacobians = {name: one.jacobian for name, one in found.items()}
+    found = {name: each.of(lambda at: [at.logsum / -at.beta[..., column]]) for name, each in scenarios.items()}
+    each = {name: one.each[:, 0] for name, one in found.items()}
+    totals = {name: one.total[0] for name, one in found.items()}
+    jacobians = {name: one.jacobian[0] for name, one in found.items()}
     if after is not None:
         for values in (each, totals, jacobians):
             values["change"] = values["after"] - values["before"]
