@@ -3,8 +3,8 @@
     python validation/recovery.py [--quick] [--jobs 1] [--folder build/recovery] [--out validation/reports]
 
 Each replication is on disk in the folder when it is done: the same command continues where it was. Quick: 20
-replications of 200 individuals, to see that it runs, and no claim about few draws. Writes recovery.md, recovery.json and two
-figures, and exits with 1 if a claim fails.
+replications of 200 individuals, to see that it runs, and no claim about few draws. Writes recovery.md, recovery.json
+and two figures, and exits with 1 if a claim fails.
 """
 
 # R replications, N individuals, T situations each, J alternatives, K draws.
