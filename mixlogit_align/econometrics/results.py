@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,9 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Draws are too few where they leave an estimate uncertain by more than this, in standard errors.
+_COARSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,9 @@ class MixedLogitResult:
     cov : torch.Tensor, shape (P, P)
         Of ``params``, in their order; zero in the rows of held ones.
     moments, moment_std_errors : dict of str to float
-        ``"time.mean"`` and ``"time.sd"`` of every random coefficient, its sign included; ``"cor.time.cost"`` where
-        correlated.
+        ``"time.mean"`` and ``"time.sd"`` of every random coefficient, transformed and its sign included, and
+        ``"cor.time.cost"`` where correlated, errors by the delta method. In WTP space, of willingness to pay; where
+        means depend on covariates, at the covariates' mean; without the factor of scale heterogeneity, of mean 1.
     loglik : float
     null_loglik : float
         With equal shares: no coefficient at all.
@@ -119,6 +123,9 @@ class MixedLogitResult:
     simulation_sd : dict of str to float
         Standard deviation over fresh draws of each parameter, and of ``"loglik"``; with a rule without draws, how far
         they move with more nodes. Empty where this was not computed.
+    simulation_bias : dict of str to float
+        How far parameters and ``"loglik"`` move with half the draws. An error that falls with 1 / K, as that of pseudo
+        draws does, is as large; one that falls faster is smaller. Empty with a rule without draws, or not computed.
     cov_type : str
     specification : str
     not_in_model : tuple of str
@@ -156,6 +163,7 @@ class MixedLogitResult:
     fixed: FixedStrength | None
     integration: IntegrationReport
     simulation_sd: dict[str, float]
+    simulation_bias: dict[str, float] = field(default_factory=dict)
     cov_type: str
     specification: str
     not_in_model: tuple[str, ...]
@@ -200,6 +208,23 @@ class MixedLogitResult:
         They do not hold for a scale, whose 0 lies on the boundary: there :meth:`likelihood_ratio_test`.
         """
         return {name: 2.0 * float(norm.sf(abs(z))) for name, z in self.zstats.items()}
+
+    @property
+    def simulation_error(self) -> dict[str, float]:
+        """How uncertain draws leave each estimate, ``sqrt(sd^2 + bias^2)`` of the simulation in standard errors.
+
+        Where this is not small, take more draws. Empty where it was not computed.
+        """
+        return {
+            name: math.hypot(self.simulation_sd[name], self.simulation_bias.get(name, 0.0)) / self.std_errors[name]
+            for name in self.params
+            if name in self.simulation_sd and self.std_errors[name] > 0.0
+        }
+
+    @property
+    def coarse(self) -> tuple[str, ...]:
+        """Parameters that draws leave uncertain by more than half a standard error."""
+        return tuple(name for name, error in self.simulation_error.items() if error > _COARSE)
 
     def conf_int(self, level: float = 0.95) -> pd.DataFrame:
         """Normal confidence intervals of the parameters.
@@ -257,8 +282,8 @@ class MixedLogitResult:
         Returns
         -------
         pandas.DataFrame
-            Columns ``estimate``, ``std_error``, ``z``, ``pvalue``, ``lower``, ``upper`` (95%), ``simulation_sd``; NaN
-            where there is none.
+            Columns ``estimate``, ``std_error``, ``z``, ``pvalue``, ``lower``, ``upper`` (95%), ``simulation_sd``,
+            ``simulation_bias``; NaN where there is none.
         """
         import pandas as pd
 
@@ -269,6 +294,7 @@ class MixedLogitResult:
             "pvalue": self.pvalues,
             **self.conf_int(),
             "simulation_sd": {name: self.simulation_sd.get(name, math.nan) for name in self.params},
+            "simulation_bias": {name: self.simulation_bias.get(name, math.nan) for name in self.params},
         }
         return pd.DataFrame(columns, index=list(self.params))
 
@@ -405,8 +431,9 @@ class MixedLogitResult:
 
         A dagger marks what is no standard error.
         """
-        simulated = bool(self.simulation_sd)
-        columns = ("", "estimate", "std. error", "z", "p") + (("simulation sd",) if simulated else ())
+        simulated = {"sd": self.simulation_sd, "bias": self.simulation_bias}
+        simulated = {what: values for what, values in simulated.items() if values}
+        columns = ("", "estimate", "std. error", "z", "p", *(f"simulation {what}" for what in simulated))
         zstats, pvalues = self.zstats, self.pvalues
 
         def row(name: str, value: float, error: float) -> tuple[str, ...]:
@@ -418,7 +445,7 @@ class MixedLogitResult:
                 f"{zstats[name]:.2f}" if not math.isnan(zstats.get(name, math.nan)) else "",
                 probability(pvalues.get(name, math.nan)),
             )
-            return (*cells, number(self.simulation_sd.get(name, math.nan), 2)) if simulated else cells
+            return (*cells, *(number(values.get(name, math.nan), 2) for values in simulated.values()))
 
         moments = [row(name, value, self.moment_std_errors[name]) for name, value in self.moments.items()]
         if self.fixed:
@@ -456,11 +483,23 @@ class MixedLogitResult:
         if ess is not None:
             lines.append(f"smallest effective sample size {ess:.1f}")
         if "loglik" in self.simulation_sd:
-            lines.append(f"simulation sd of the log-likelihood {self.simulation_sd['loglik']:.2g}")
+            bias = f", bias {self.simulation_bias['loglik']:.2g}" if self.simulation_bias else ""
+            lines.append(f"simulation sd of the log-likelihood {self.simulation_sd['loglik']:.2g}{bias}")
+        if self.coarse:
+            lines.append(f"TOO FEW DRAWS: {self.too_coarse}")
         if self.optima:
             ends = (f"{end.loglik:.4f}" + ("" if end.converged else " (not converged)") for end in self.optima)
             lines.append(f"log-likelihoods from {len(self.optima)} starts: {', '.join(ends)}")
         return lines
+
+    @property
+    def too_coarse(self) -> str:
+        """What draws leave uncertain, in words; empty if nothing."""
+        if not self.coarse:
+            return ""
+        worst = max(self.coarse, key=self.simulation_error.__getitem__)
+        others = f" (and {len(self.coarse) - 1} more)" if len(self.coarse) > 1 else ""
+        return f"they leave {worst}{others} uncertain by {self.simulation_error[worst]:.2g} standard errors"
 
     def __repr__(self) -> str:
         return self.summary

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -34,8 +34,12 @@ BASE = {
     "truncated_normal": lambda u: u,
     "gamma": lambda u: u,
 }
-# Standard deviation of the standard variable of a located family.
-_DEVIATE_SD = {"uniform": math.sqrt(1 / 3), "triangular": math.sqrt(1 / 6)}
+_LINEAR = ("normal", "uniform", "triangular")
+# Variance of the standard variable of a located family, where it is not a standard normal.
+_DEVIATE_VARIANCE = {"uniform": 1 / 3, "triangular": 1 / 6}
+# Nodes and draws of moments.
+_NODES = 512
+_DRAWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -271,8 +275,7 @@ class Specification:
     @property
     def is_linear(self) -> bool:
         """Whether coefficients are linear in the estimated coordinates."""
-        linear = ("normal", "uniform", "triangular")
-        return not self.all_vary and all(random.family in linear for random in self.random.values())
+        return not self.all_vary and all(random.family in _LINEAR for random in self.random.values())
 
     @property
     def all_vary(self) -> bool:
@@ -305,7 +308,10 @@ class Specification:
         return found
 
     def moments(self, params: Tensor, covariates: Tensor) -> tuple[tuple[str, ...], Tensor]:
-        """Mean and standard deviation of every random coefficient, and correlations of the latents of blocks.
+        """Mean and standard deviation of every random coefficient, and correlations of those in a block.
+
+        Of the coefficients themselves, transformed and with their signs; in WTP space, of willingness to pay. The
+        factor of scale heterogeneity, whose mean is 1, is left out.
 
         Parameters
         ----------
@@ -319,39 +325,38 @@ class Specification:
         names : tuple of str
             ``"time.mean"``, ``"time.sd"``, ``"cor.tod.cl"``.
         values : Tensor
+            NaN for a correlation with what does not vary.
         """
-        names: list[str] = []
-        values: list[Tensor] = []
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        correlations: dict[str, Tensor] = {}
         for name, random in self.random.items():
-            first = params[self.index[f"{name}.{random.parameters[0]}"]]
-            for covariate in random.mean_covariates:
-                slope = params[self.index[f"{name}.loc:{covariate}"]]
-                first = first + slope * covariates[self.covariates.index(covariate)]
-            block = self.block_of(name)
-            if block is None:
+            if self.block_of(name) is None:
                 second = params[self.index[f"{name}.{random.parameters[1]}"]]
-            else:
-                second = self._row(params, block, name).norm() / _DEVIATE_SD.get(random.family, 1.0)
-            mean, sd = _mean_sd(random, first, second)
-            names += [f"{name}.mean", f"{name}.sd"]
-            values += [random.sign * mean, sd]
+                mean, sd = _mean_sd(random, self._first(params, name, covariates), second)
+                found[name] = random.sign * mean, sd
         for block in self.blocks:
-            rows = {name: self._row(params, block, name) for name in block}
+            loc = torch.stack([self._first(params, name, covariates) for name in block])
+            factor = params.new_zeros(len(block), len(block))
             for i, row in enumerate(block):
-                for col in block[:i]:
-                    size = min(len(rows[row]), len(rows[col]))
-                    inner = (rows[row][:size] * rows[col][:size]).sum()
-                    names.append(f"cor.{row}.{col}")
-                    values.append(inner / (rows[row].norm() * rows[col].norm()))
-        return tuple(names), torch.stack(values) if values else params.new_zeros(0)
+                for k, col in enumerate(block[: i + 1]):
+                    factor[i, k] = params[self.index[f"chol.{row}.{col}"]]
+            means, cov = _block_moments([self.random[name] for name in block], loc, factor)
+            sds = _root(cov.diagonal())
+            found |= dict(zip(block, zip(means, sds, strict=True), strict=True))
+            for i, row in enumerate(block):
+                correlations |= {f"cor.{row}.{col}": cov[i, j] / (sds[i] * sds[j]) for j, col in enumerate(block[:i])}
+        names = [f"{name}.{what}" for name in self.random for what in ("mean", "sd")]
+        values = [value for name in self.random for value in found[name]] + list(correlations.values())
+        return (*names, *correlations), torch.stack(values) if values else params.new_zeros(0)
 
-    def _row(self, params: Tensor, block: tuple[str, ...], name: str) -> Tensor:
-        """Row of the Cholesky factor, each entry times the standard deviation of its standard variable."""
-        columns = block[: block.index(name) + 1]
-        entries = [
-            params[self.index[f"chol.{name}.{col}"]] * _DEVIATE_SD.get(self.random[col].family, 1.0) for col in columns
-        ]
-        return torch.stack(entries)
+    def _first(self, params: Tensor, name: str, covariates: Tensor) -> Tensor:
+        """The first parameter of a coefficient, at covariates (D,)."""
+        random = self.random[name]
+        first = params[self.index[f"{name}.{random.parameters[0]}"]]
+        for covariate in random.mean_covariates:
+            slope = params[self.index[f"{name}.loc:{covariate}"]]
+            first = first + slope * covariates[self.covariates.index(covariate)]
+        return first
 
 
 def _blocks(specs: dict[str, Random], correlated: bool | Sequence[Sequence[str]]) -> tuple[tuple[str, ...], ...]:
@@ -393,18 +398,73 @@ def _quantile(random: Random, first: Tensor, second: Tensor, u: Tensor) -> Tenso
 def _mean_sd(random: Random, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Of the coefficient before its sign; ``second`` may have either sign."""
     family = random.family
-    if family in ("normal", "uniform", "triangular"):
-        return first, second.abs() * _DEVIATE_SD.get(family, 1.0)
+    if family in _LINEAR:
+        return first, second.abs() * math.sqrt(_DEVIATE_VARIANCE.get(family, 1.0))
     if family == "lognormal":
         mean = torch.exp(first + second**2 / 2)
-        return mean, mean * torch.sqrt(torch.expm1(second**2))
+        return mean, mean * _root(torch.expm1(second**2))
     if family == "gamma":
         return first / second, first.sqrt() / second
-    z, log_weight = trapezoid_normal(512)  # smooth or with one kink: 512 nodes give 1e-5 of the sd or better
+    z, log_weight = trapezoid_normal(_NODES)  # smooth or with one kink: 512 nodes give 1e-5 of the sd or better
     if family in LOCATED:
         values = random.transform(first + second * z)
     else:
         values = _quantile(random, first, second, draws.probability(z))
     weight = log_weight.exp()
     mean = (weight * values).sum()
-    return mean, (weight * (values - mean) ** 2).sum().sqrt()
+    return mean, _root((weight * (values - mean) ** 2).sum())
+
+
+def _root(variance: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0."""
+    return torch.where(variance > 0.0, torch.where(variance > 0.0, variance, 1.0).sqrt(), 0.0)
+
+
+def _block_moments(randoms: Sequence[Random], loc: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """Means (B,) and covariance (B, B) of a correlated block: locs (B,), Cholesky factor (B, B) of the latents.
+
+    By the cumulant functions of the standard variables v_k, ``c_k(t) = log E exp(t v_k)``, where coefficients are
+    linear in these or exponentials; by Sobol draws, to about 1e-3 of the sds, where one of the two is a censored
+    normal or a Johnson SB.
+    """
+    z, log_weight = trapezoid_normal(_NODES)
+    v = torch.stack([BASE[random.family](draws.probability(z)) for random in randoms])
+    normal = torch.tensor([random.family not in _DEVIATE_VARIANCE for random in randoms])
+    variance = factor.new_tensor([_DEVIATE_VARIANCE.get(random.family, 1.0) for random in randoms])
+
+    def cumulants(t: Tensor) -> tuple[Tensor, Tensor]:
+        """c and c' of the columns at t (..., B)."""
+        tilted = torch.where(normal, 0.0, t)[..., None] * v + log_weight
+        slope = (torch.softmax(tilted, -1) * v).sum(-1)
+        return torch.where(normal, t * t / 2.0, torch.logsumexp(tilted, -1)), torch.where(normal, t, slope)
+
+    linear = torch.tensor([random.family in _LINEAR for random in randoms])
+    logged = torch.tensor([random.family == "lognormal" for random in randoms])
+    rate = torch.where(logged[:, None], factor, 0.0)
+    growth, slope = cumulants(rate)
+    growth = growth.sum(-1)
+    size = torch.exp(torch.where(logged, loc, 0.0) + growth)
+    together = cumulants(rate[:, None] + rate)[0].sum(-1) - growth[:, None] - growth
+    mixed = factor @ slope.T * size
+    cov = torch.where(
+        linear[:, None],
+        torch.where(linear, (factor * variance) @ factor.T, mixed),
+        torch.where(linear, mixed.T, size[:, None] * size * torch.expm1(together)),
+    )
+    mean = torch.where(linear, loc, size)
+    rest = ~(linear | logged)
+    if bool(rest.any()):
+        base = _block_draws(tuple(random.family for random in randoms))
+        latent = loc + base @ factor.T
+        values = torch.stack([random.transform(x) for random, x in zip(randoms, latent.unbind(-1), strict=True)], -1)
+        mean = torch.where(rest, values.mean(0), mean)
+        cov = torch.where(rest[:, None] | rest, torch.cov(values.T, correction=0), cov)
+    sign = factor.new_tensor([random.sign for random in randoms])
+    return sign * mean, sign[:, None] * sign * cov
+
+
+@lru_cache(maxsize=8)
+def _block_draws(families: tuple[str, ...]) -> Tensor:
+    """Standard variables (K, B)."""
+    uniforms = draws.BaseDraws("sobol", _DRAWS, 0, 0).uniforms_nd(torch.zeros(1, dtype=torch.int64), len(families))[0]
+    return torch.stack([BASE[family](u) for family, u in zip(families, uniforms.unbind(-1), strict=True)], -1)
