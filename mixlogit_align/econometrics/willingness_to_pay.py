@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 # Nodes a dimension of moments, where at most two base variates matter; Sobol draws else, and for quantiles.
 _NODES = {1: 512, 2: 96}
 _DRAWS = 2**12
-# Moments of 1 / b_price that a statistic needs.
-_LEAST_ORDER = {"mean": 1.0, "sd": 2.0}
 # A quantile is the mean of this share of the draws about it, which makes it smooth in the parameters.
 _WINDOW = 0.02
 
@@ -183,15 +181,19 @@ def willingness_to_pay(
             )
         )
     values, cov = delta_method(ratio.statistics, estimates.params, estimates.cov)
-    values, errors = ratio.existing(values, order), ratio.existing(standard_errors(cov), order)
+    known = ~values.isnan()
+    errors = standard_errors(cov).where(known, math.nan)
     tail = (1.0 - level) / 2.0
     ends = torch.full((len(values), 2), math.nan, dtype=torch.float64)
-    if bool(errors.isfinite().any()):
-        redrawn = _redrawn(estimates, num_draws, seed)
-        sampled = torch.stack([ratio.existing(ratio.statistics(params), ratio.order(params)) for params in redrawn])
-        ends = torch.stack([ratio.existing(column, order) for column in _ends(sampled, tail).T], 1)
+    if bool(estimates.cov.isfinite().all()):
+        sampled = torch.stack([ratio.statistics(params) for params in _redrawn(estimates, num_draws, seed)])
+        ends = _ends(sampled, tail).where(known[:, None], math.nan)
     reason = f"the coefficient of {price!r} is {spec.random.get(price)}, too often near 0 at these parameters"
-    notes = [f"the {name} does not exist: {reason}" for name in ratio.names if order < _LEAST_ORDER.get(name, 0.0)]
+    notes = [
+        f"the {name} does not exist: {reason}"
+        for name, exists in zip(ratio.names, known.tolist(), strict=True)
+        if not exists
+    ]
     if not ratio.random and price != wtp_space and float(estimates.params[spec.index[price]]) > 0.0:
         notes.append("the coefficient of the price is positive")
     half = float(norm.isf(tail)) * errors
@@ -339,19 +341,16 @@ class _Ratio:
             return math.inf
         return inverse_moments(self.specification, params, self.price, self.covariates[None])
 
-    def existing(self, statistics: Tensor, order: float) -> Tensor:
-        """NaN for those that need more moments of 1 / b_price than ``order``."""
-        least = torch.tensor([_LEAST_ORDER.get(name, 0.0) for name in self.names], dtype=torch.float64)
-        return statistics.where(least <= order, math.nan)
-
     def statistics(self, params: Tensor) -> Tensor:
-        """In the order of :attr:`names`, differentiable."""
+        """In the order of :attr:`names`, differentiable; NaN where they do not exist."""
         if not self.random:
             return self._values(params, torch.zeros(1, self.specification.num_dims, dtype=torch.float64))
         ordered = self._values(params, self._draws).sort().values
         around = max(1, round(len(ordered) * _WINDOW / 2))
         median = ordered[len(ordered) // 2 - around : len(ordered) // 2 + around].mean()
-        return torch.stack([median, *self._mean_sd(params)])
+        order, missing = self.order(params.detach()), params.new_tensor(math.nan)
+        mean, sd = self._mean_sd(params) if order >= 1.0 else (missing, missing)
+        return torch.stack([median, mean, sd if order >= 2.0 else missing])
 
     def _values(self, params: Tensor, base: Tensor) -> Tensor:
         """At base variates (K, M): (K,)."""
@@ -365,7 +364,7 @@ class _Ratio:
         return -above / below
 
     def _mean_sd(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Where they exist."""
+        """Where they exist: 1 / b_price has two moments, or the first alone."""
         spec = self.specification
         random = spec.random.get(self.price)
         if random is None or random.family != "gamma" or self.price == self.wtp_space:
@@ -376,8 +375,8 @@ class _Ratio:
             return mean, torch.linalg.vector_norm(weight.sqrt() * (values - mean))
         # independent of the numerator; 1/b times its density is a gamma density again, heavy where quadrature is not
         concentration, rate = (params[spec.index[f"{self.price}.{part}"]] for part in random.parameters)
-        inverse = torch.where(concentration > 1.0, rate / (concentration - 1.0), torch.inf)
-        square = torch.where(concentration > 2.0, inverse * rate / (concentration - 2.0), torch.inf)
+        inverse = rate / (concentration - 1.0)
+        square = inverse * rate / (concentration - 2.0)
         mean, sd = self._numerator(params)
         ratio = -random.sign * mean * inverse
         return ratio, ((mean**2 + sd**2) * square - ratio**2).sqrt()
@@ -448,5 +447,5 @@ def _redrawn(estimates: Estimates, num_draws: int, seed: int) -> Tensor:
 def _ends(sampled: Tensor, tail: float) -> Tensor:
     """Quantiles (Q, 2) of draws (R, Q); a draw for which there is none (NaN) may lie anywhere."""
     last = len(sampled) - 1
-    low, high = (sampled.nan_to_num(nan=end, posinf=math.inf, neginf=-math.inf) for end in (-math.inf, math.inf))
+    low, high = (sampled.where(~sampled.isnan(), end) for end in (-math.inf, math.inf))
     return torch.stack([low.sort(0).values[round(tail * last)], high.sort(0).values[round((1.0 - tail) * last)]], 1)
