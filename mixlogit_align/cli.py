@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   mixlogit-align demo                                  everything once, on simulated choices; then open the report
   mixlogit-align simulate --fixed price=-1 --random "time=normal(-0.5, 0.8)" --individuals 500 --out choices.csv
   mixlogit-align fit choices.csv --fixed price --random time=normal
+  mixlogit-align study --random "x=lognormal(0, 0.5)" --individuals 300 --situations 10 --out study
   mixlogit-align sft --config run.yaml --out runs/sft  the supervised stage of a configuration
   mixlogit-align train --config run.yaml --preference.optim.lr 1e-6
   mixlogit-align report runs/dpo runs/gamma --out report.html
@@ -46,6 +47,22 @@ SIMULATE_EXAMPLES = """examples:
     --correlation time,comfort=0.4 --attribute asc.1=0,1,0 "price=uniform(2, 1)" \\
     --individuals 500 --situations 8 --alternatives 3 --seed 1 --out choices.parquet
   mixlogit-align simulate --random "time=normal(-1, 0.5) by income=0.3" --fixed price=-1 --individuals 2000 --out c.csv
+"""
+
+STUDY = """\
+Simulates choices of a known truth and estimates it, many times: bias, RMSE, coverage of confidence intervals, and
+standard errors over the estimates' standard deviation, each with its Monte Carlo error. The truth and the design are
+written as for `mixlogit-align simulate`. Every replication is kept in the folder from the moment it is done: the same
+command continues where it was, with more --replications, too; another study is refused there."""
+
+STUDY_EXAMPLES = """examples:
+  mixlogit-align study --random "x=lognormal(0, 0.5)" --individuals 300 --situations 10 --out study
+  mixlogit-align study --fixed price=-1 --random "time=normal(-0.5, 0.8)" "comfort=normal(1, 0.5)" \\
+    --correlation time,comfort=0.4 --individuals 500 --situations 8 --alternatives 3 --replications 500 --jobs 4
+  mixlogit-align study --random "x=gamma(2, 1.5)" --individuals 1000 --situations 8 --integration pseudo:16 --out few
+
+exit status: 0 done; 1 fewer than three replications converged; 2 wrong usage, or a folder of another study;
+130 interrupted: the same command continues
 """
 
 FIT = """\
@@ -154,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     _add_simulate(command("simulate", "write choices whose truth is known", SIMULATE, SIMULATE_EXAMPLES))
+    _add_study(command("study", "recover a known truth many times: bias and coverage", STUDY, STUDY_EXAMPLES))
     _add_fit(command("fit", "estimate a mixed logit from a table of choices", FIT, FIT_EXAMPLES))
 
     for name, what, run in (
@@ -182,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_simulate(parser: argparse.ArgumentParser) -> None:
+def _add_truth(parser: argparse.ArgumentParser) -> None:
     truth = parser.add_argument_group("the truth")
     truth.add_argument("--fixed", metavar="NAME=VALUE", **_MANY, help="coefficients that do not vary")
     truth.add_argument("--random", metavar="NAME=FAMILY(A,B)", **_MANY, help="coefficients that vary over individuals")
@@ -208,12 +226,36 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         "--attribute", metavar="NAME=FAMILY(A,B)", **_MANY,
         help="distribution of an attribute (default: normal(0, 1)), or its value for each alternative: asc.1=0,1,0",
     )  # fmt: skip
+
+
+def _add_simulate(parser: argparse.ArgumentParser) -> None:
+    _add_truth(parser)
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same choices (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path("choices.csv"),
         help="the table, .csv, .csv.gz or .parquet (default: %(default)s); the truth is choices.truth.json beside it",
     )  # fmt: skip
     parser.set_defaults(run=_simulate)
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    _add_truth(parser)
+    how = parser.add_argument_group("the estimation")
+    how.add_argument(
+        "--integration", metavar="KIND:DRAWS", help="as of `mixlogit-align fit`; draws are made anew each time"
+    )
+    how.add_argument(
+        "--cov-type",
+        default="hessian",
+        metavar="TYPE",
+        help="hessian, bhhh, robust or bootstrap (default: %(default)s)",
+    )
+    how.add_argument("--level", type=float, default=0.95, help="of the confidence intervals (default: %(default)s)")
+    parser.add_argument("--replications", metavar="R", type=int, default=200, help="(default: %(default)s)")
+    parser.add_argument("--jobs", metavar="K", type=int, default=-1, help="processes; -1: one a core (default)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same study (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("study"), help="folder of the study (default: %(default)s)")
+    parser.set_defaults(run=_study)
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -307,6 +349,12 @@ def _fit(options: argparse.Namespace) -> int:
     from mixlogit_align.econometrics.command import fit
 
     return PASSED if fit(options) else FAILED
+
+
+def _study(options: argparse.Namespace) -> int:
+    from mixlogit_align.econometrics.command import study
+
+    return PASSED if study(options) else FAILED
 
 
 def _sft(options: argparse.Namespace) -> int:

@@ -41,7 +41,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-COMMANDS = ["demo", "simulate", "fit", "sft", "train", "report"]
+COMMANDS = ["demo", "simulate", "study", "fit", "sft", "train", "report"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"]])
@@ -66,7 +66,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["simulate", "fit"])
+@pytest.mark.parametrize("command", ["simulate", "study", "fit"])
 def test_the_examples_of_help_are_accepted(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
@@ -81,7 +81,7 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    wanted = ["demo", "simulate", "fit", "sft", "train", "report", "examples:", "130 interrupted"]
+    wanted = ["demo", "simulate", "study", "fit", "sft", "train", "report", "examples:", "130 interrupted"]
     assert [word for word in wanted if word not in text] == []
 
 
@@ -94,6 +94,7 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
         (["fit"], "TABLE"),
         (["fit", "c.csv", "--fix", "price"], "unrecognized arguments: --fix price"),
         (["simulate", "--fixed", "price=-1"], "--individuals"),
+        (["study", "--fixed", "price=-1"], "--individuals"),
         (["simulate", "--individuals", "many"], "invalid int value: 'many'"),
         (["train"], "--config"),
         (["demo", "--quik"], "unrecognized arguments: --quik"),

@@ -1,7 +1,8 @@
-"""``mixlogit-align simulate`` and ``mixlogit-align fit``: the words of a command line, read and carried out."""
+"""``mixlogit-align simulate``, ``fit`` and ``study``: the words of a command line, read and carried out."""
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -24,8 +26,10 @@ from mixlogit_align.econometrics.columns import require_columns
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.families import FAMILIES, PARAMETERS, Random
 from mixlogit_align.econometrics.model import MixedLogitModel
+from mixlogit_align.econometrics.recovery_statistics import FEWEST
 from mixlogit_align.econometrics.simulate import simulate_choices
 from mixlogit_align.econometrics.specification import TAU
+from mixlogit_align.econometrics.study import recovery_study
 from mixlogit_align.errors import InvalidInputError, explain
 
 if TYPE_CHECKING:
@@ -56,31 +60,12 @@ def simulate(options: Namespace) -> None:
     InvalidInputError
         If a word cannot be read, or the truth does not fit together.
     """
-    fixed = {name: _number(f"--fixed {name}", value) for name, value in _pairs("--fixed", options.fixed, "NUMBER")}
-    random, params = {}, dict(fixed)
-    for name, text in _pairs("--random", options.random):
-        family, slopes = _random(name, text)
-        if family.start is None or None in slopes.values():
-            _refuse(f"--random {name}", text, "every parameter of the truth",
-                    f"'{name}=normal(-1, 0.5)', or '{name}=normal(-1, 0.5) by income=0.3'")  # fmt: skip
-        random[name] = family
-        params |= dict(zip((f"{name}.{part}" for part in family.parameters), family.start, strict=True))
-        params |= {f"{name}.loc:{covariate}": slope for covariate, slope in slopes.items() if slope is not None}
-    blocks = _correlate(options.correlation, random, params)
-    if options.scale_heterogeneity is not None:
-        params[TAU] = options.scale_heterogeneity
+    params, truth_model = _truth(options)
     table_type = _table_type(options.out)
     simulated = simulate_choices(
         params,
-        fixed=list(fixed),
-        random=random,
-        correlated=blocks,
-        wtp_space=options.wtp_space,
-        scale_heterogeneity=options.scale_heterogeneity is not None,
-        num_individuals=options.individuals,
-        num_situations=options.situations,
-        num_alternatives=options.alternatives,
-        attributes={name: _attribute(name, text) for name, text in _pairs("--attribute", options.attribute)},
+        **truth_model,
+        **_design(options),
         seed=options.seed,
     )
 
@@ -90,13 +75,8 @@ def simulate(options: Namespace) -> None:
         frame.to_parquet(options.out, index=False)
     else:
         frame.to_csv(options.out, index=False)
-    model = {
-        "fixed": list(fixed),
-        "random": {name: str(family) for name, family in random.items()},
-        "correlated": blocks,
-        "wtp_space": options.wtp_space,
-        "scale_heterogeneity": options.scale_heterogeneity is not None,
-    }
+    fixed, random, blocks = truth_model["fixed"], truth_model["random"], truth_model["correlated"]
+    model = truth_model | {"random": {name: str(family) for name, family in random.items()}}
     record = {
         "params": simulated.params,
         "model": model,
@@ -169,13 +149,98 @@ def fit(options: Namespace) -> bool:
         result.save(options.out)
         print(f"result: {options.out}")
     if options.html is not None:
-        page = f'<!doctype html>\n<meta charset="utf-8">\n<title>mixed logit</title>\n{result.summary.as_html()}\n'
-        options.html.write_text(page, encoding="utf-8")
+        options.html.write_text(_page("mixed logit", result.summary.as_html()), encoding="utf-8")
         print(f"page: {options.html}")
     if options.latex is not None:
         options.latex.write_text(result.summary.as_latex() + "\n", encoding="utf-8")
         print(f"LaTeX: {options.latex}")
     return result.converged
+
+
+def study(options: Namespace) -> bool:
+    """Run or continue a recovery study, print its summary and write tables and a figure into its folder.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        As of :func:`simulate`; replications, jobs, level; integration, cov_type; out : Path, a folder.
+
+    Returns
+    -------
+    bool
+        Whether enough replications converged for statistics.
+
+    Raises
+    ------
+    InvalidInputError
+        If a word cannot be read, the truth does not fit together, or the folder holds another study.
+    """
+    params, model = _truth(options)
+    found = recovery_study(
+        params,
+        **model,
+        **_design(options),
+        num_replications=options.replications,
+        fit={"integration": read_rule(options.integration), "cov_type": options.cov_type},
+        level=options.level,
+        seed=options.seed,
+        out=options.out,
+        n_jobs=options.jobs,
+        progress=sys.stdout.isatty(),
+    )
+    print(found.summary)
+    found.to_frame().to_csv(options.out / "statistics.csv", index_label="quantity")
+    found.estimates().to_csv(options.out / "estimates.csv", index=False)
+    figure = options.out / "recovery.png"
+    found.plot().savefig(figure, dpi=150)
+    image = f'<img alt="bias, coverage and standard errors" style="max-width:100%" src="{_inline(figure)}">'
+    page = _page("recovery study", f"{found.summary.as_html()}\n<p>{image}</p>")
+    (options.out / "summary.html").write_text(page, encoding="utf-8")
+    print(f"study: {options.out}, with summary.html, recovery.png, statistics.csv and estimates.csv")
+    return len(found.converged) >= FEWEST
+
+
+def _truth(options: Namespace) -> tuple[dict[str, float], dict[str, Any]]:
+    """Parameters, and the model that has them as `simulate_choices` takes it."""
+    fixed = {name: _number(f"--fixed {name}", value) for name, value in _pairs("--fixed", options.fixed, "NUMBER")}
+    random, params = {}, dict(fixed)
+    for name, text in _pairs("--random", options.random):
+        family, slopes = _random(name, text)
+        if family.start is None or None in slopes.values():
+            _refuse(f"--random {name}", text, "every parameter of the truth",
+                    f"'{name}=normal(-1, 0.5)', or '{name}=normal(-1, 0.5) by income=0.3'")  # fmt: skip
+        random[name] = replace(family, start=None)  # an estimation is not to begin at the truth
+        params |= dict(zip((f"{name}.{part}" for part in family.parameters), family.start, strict=True))
+        params |= {f"{name}.loc:{covariate}": slope for covariate, slope in slopes.items() if slope is not None}
+    blocks = _correlate(options.correlation, random, params)
+    if options.scale_heterogeneity is not None:
+        params[TAU] = options.scale_heterogeneity
+    return params, {
+        "fixed": list(fixed),
+        "random": random,
+        "correlated": blocks,
+        "wtp_space": options.wtp_space,
+        "scale_heterogeneity": options.scale_heterogeneity is not None,
+    }
+
+
+def _design(options: Namespace) -> dict[str, Any]:
+    """How many choose what, as `simulate_choices` takes it."""
+    return {
+        "num_individuals": options.individuals,
+        "num_situations": options.situations,
+        "num_alternatives": options.alternatives,
+        "attributes": {name: _attribute(name, text) for name, text in _pairs("--attribute", options.attribute)},
+    }
+
+
+def _page(title: str, body: str) -> str:
+    return f'<!doctype html>\n<meta charset="utf-8">\n<title>{title}</title>\n{body}\n'
+
+
+def _inline(path: Path) -> str:
+    """A PNG file as an address that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _model(options: Namespace) -> MixedLogitModel:

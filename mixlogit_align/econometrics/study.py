@@ -33,8 +33,6 @@ from mixlogit_align.econometrics.study_folder import Quantity, Replication, Stud
 from mixlogit_align.econometrics.study_results import FIXED_STRENGTH, RecoveryStudy
 from mixlogit_align.errors import ConvergenceWarning, IntegrationError, InvalidInputError, MixlogitError, explain
 
-# What a fit takes that a study does not leave to it.
-_OWN = ("progress",)
 # Tasks a worker in one wave, for a backend that hands back whole waves only.
 _WAVE = 4
 
@@ -52,7 +50,7 @@ class StudyDesign:
         ``data`` or ``num_individuals``, ``num_situations``, ``num_alternatives``, ``attributes``, as
         :func:`simulate_choices` takes them.
     fit : dict of str to object
-        Options of :meth:`MixedLogitModel.fit`.
+        Options of :meth:`MixedLogitModel.fit`, all of them.
     seed : int
     """
 
@@ -63,11 +61,6 @@ class StudyDesign:
     seed: int
 
     def __post_init__(self) -> None:
-        known = [name for name in inspect.signature(MixedLogitModel.fit).parameters if name not in ("self", *_OWN)]
-        unknown = [name for name in self.fit if name not in known]
-        if unknown:
-            hint = "progress= of the study" if "progress" in unknown else "one of these"
-            raise InvalidInputError(explain("fit", got=unknown, expected=f"some of {known}", hint=hint))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise InvalidInputError(explain("seed", got=repr(self.seed), expected="0 or more", hint="seed=0"))
         if not isinstance(self.truth, Mapping):
@@ -143,12 +136,11 @@ class StudyDesign:
 
     def _options(self, number: int) -> dict[str, Any]:
         """Draws are made anew for each replication, where they are random: their error is part of the estimator's."""
-        options = {"num_redraws": 0, **self.fit}
-        rule = options.get("integration")
-        if getattr(rule, "seed", None) is not None:
-            assert isinstance(rule, Integration)
-            options["integration"] = rule.reseeded(number)
-        return options
+        rule = self.fit["integration"]
+        if getattr(rule, "seed", None) is None:
+            return dict(self.fit)
+        assert isinstance(rule, Integration)
+        return {**self.fit, "integration": rule.reseeded(number)}
 
     @property
     def _model(self) -> dict[str, Any]:
@@ -165,7 +157,7 @@ class StudyDesign:
     def _quantities(self, result: MixedLogitResult, data: ChoiceData) -> dict[str, Quantity]:
         estimates, errors = result.params | result.moments, result.std_errors | result.moment_std_errors
         truths = self._truths(data)
-        held = self.fit.get("hold") or {}
+        held = self.fit["hold"] or {}
         # a parameter that ended at a bound has no standard error, nor has a spread of 0
         without = {*result.without_std_error, *result.held}
         found = {
@@ -204,7 +196,7 @@ class StudyDesign:
             return [] if float(self.truth.variance.max()) > 0.0 else [f"{variable}.{part}" for part in (*parts, "sd")]
         params = torch.tensor([float(self.truth[name]) for name in spec.names], dtype=torch.float64)
         names, moments = spec.moments(params, params.new_zeros(len(spec.covariates)))
-        spreads = {name: float(self.truth[name]) for name in spec.scales if name not in (self.fit.get("hold") or {})}
+        spreads = {name: float(self.truth[name]) for name in spec.scales if name not in (self.fit["hold"] or {})}
         spreads |= {name: value for name, value in zip(names, moments.tolist(), strict=True) if name.endswith(".sd")}
         return [name for name, value in spreads.items() if value == 0.0]
 
@@ -320,7 +312,7 @@ def recovery_study(
             "num_alternatives": num_alternatives,
             "attributes": attributes,
         },
-        fit=dict(fit or {}),
+        fit=_fit_options(fit or {}),
         seed=seed,
     )
     design.check()
@@ -344,6 +336,17 @@ def recovery_study(
                 folder.append(replication)
             advance(replication)
     return RecoveryStudy(study.settings, tuple(done[number] for number in range(num_replications)), level)
+
+
+def _fit_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """All options of a fit, those given among them."""
+    own = inspect.signature(MixedLogitModel.fit).parameters
+    options = {name: option.default for name, option in own.items() if name not in ("self", "progress")}
+    unknown = [name for name in given if name not in options]
+    if unknown:
+        hint = "progress= of the study" if "progress" in unknown else "one of these"
+        raise InvalidInputError(explain("fit", got=unknown, expected=f"some of {list(options)}", hint=hint))
+    return {**options, "num_redraws": 0, **given}
 
 
 def _misused(replication: Replication) -> bool:
