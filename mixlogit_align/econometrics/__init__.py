@@ -1,5 +1,6 @@
 """Estimation of mixed logit models from choices. Importing this package loads no pandas."""
 
+from mixlogit_align.econometrics.bayes import BayesianMixedLogit, BayesianStrength
 from mixlogit_align.econometrics.comparison import Comparison, LikelihoodRatioTest, WaldTest, compare
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.effects import Effects, elasticities, marginal_effects
@@ -8,6 +9,7 @@ from mixlogit_align.econometrics.heterogeneity_test import HeterogeneityTest, mc
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.posteriors import IndividualPosteriors, individual_posteriors
 from mixlogit_align.econometrics.predictions import Prediction, predict, scenario
+from mixlogit_align.econometrics.priors import default_priors
 from mixlogit_align.econometrics.results import FixedStrength, IntegrationReport, MixedLogitResult, Optimum
 from mixlogit_align.econometrics.scoring import CrossValidation, PairedDifference, cross_validate
 from mixlogit_align.econometrics.simulate import SimulatedChoices, simulate_choices
@@ -17,6 +19,8 @@ from mixlogit_align.econometrics.welfare import ConsumerSurplus, consumer_surplu
 from mixlogit_align.econometrics.willingness_to_pay import WillingnessToPay, willingness_to_pay
 
 __all__ = [
+    "BayesianMixedLogit",
+    "BayesianStrength",
     "ChoiceData",
     "Comparison",
     "ConsumerSurplus",
@@ -40,6 +44,7 @@ __all__ = [
     "compare",
     "consumer_surplus",
     "cross_validate",
+    "default_priors",
     "elasticities",
     "individual_posteriors",
     "marginal_effects",
