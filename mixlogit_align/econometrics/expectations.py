@@ -69,8 +69,8 @@ class Estimates:
             raise InvalidInputError(
                 explain(
                     "result",
-                    got=f"one of {result.specification}",
-                    expected=f"one of the model, {spec}",
+                    got=f"{result.specification}, parameters {list(result.params)}",
+                    expected=f"one of the model, {spec}, parameters {list(spec.names)}",
                     hint="the model that was fitted",
                 )
             )
