@@ -6,6 +6,10 @@ from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.effects import Effects, elasticities, marginal_effects
 from mixlogit_align.econometrics.families import Random
 from mixlogit_align.econometrics.heterogeneity_test import HeterogeneityTest, mcfadden_train_test
+from mixlogit_align.econometrics.latent_choice import ClassChoice, choose_classes
+from mixlogit_align.econometrics.latent_class import LatentClassModel
+from mixlogit_align.econometrics.latent_results import LatentClassResult
+from mixlogit_align.econometrics.latent_simulation import SimulatedClasses, simulate_latent_classes
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.posteriors import IndividualPosteriors, individual_posteriors
 from mixlogit_align.econometrics.predictions import Prediction, predict, scenario
@@ -22,6 +26,7 @@ __all__ = [
     "BayesianMixedLogit",
     "BayesianStrength",
     "ChoiceData",
+    "ClassChoice",
     "Comparison",
     "ConsumerSurplus",
     "CrossValidation",
@@ -30,6 +35,8 @@ __all__ = [
     "HeterogeneityTest",
     "IndividualPosteriors",
     "IntegrationReport",
+    "LatentClassModel",
+    "LatentClassResult",
     "LikelihoodRatioTest",
     "MixedLogitModel",
     "MixedLogitResult",
@@ -39,8 +46,10 @@ __all__ = [
     "Random",
     "RecoveryStudy",
     "SimulatedChoices",
+    "SimulatedClasses",
     "WaldTest",
     "WillingnessToPay",
+    "choose_classes",
     "compare",
     "consumer_surplus",
     "cross_validate",
@@ -53,5 +62,6 @@ __all__ = [
     "scenario",
     "recovery_study",
     "simulate_choices",
+    "simulate_latent_classes",
     "willingness_to_pay",
 ]
