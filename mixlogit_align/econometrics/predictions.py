@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,46 +135,67 @@ def predict(
 Change = Tensor | float | Callable[[Tensor], Tensor]
 
 
-def scenario(data: ChoiceData, changes: Mapping[str, Change | Mapping[Any, Change]]) -> ChoiceData:
-    """The same situations with other attributes.
+def scenario(
+    data: ChoiceData,
+    changes: Mapping[str, Change | Mapping[Any, Change]] | None = None,
+    *,
+    without: Collection[Any] = (),
+) -> ChoiceData:
+    """The same situations with other attributes, or fewer alternatives.
 
     Parameters
     ----------
     data : ChoiceData
-    changes : mapping of str to values or callable
+    changes : mapping of str to values or callable, optional
         By attribute: new values, (S, J) or what broadcasts to it; or a function of the old ones,
         ``{"price": lambda price: 1.1 * price}``. Or, by alternative, the same of this alternative's values (S,):
-        ``{"price": {"bus": lambda price: price + 1.0, "car": 20.0}}``.
+        ``{"price": {"bus": lambda price: price + 1.0, "car": 20.0}}``. An attribute computed from a changed one (its
+        square, an interaction) stays as it is, unless it is changed too.
+    without : collection of labels
+        Alternatives that nobody is offered any more; two must be left in every situation.
 
     Returns
     -------
     ChoiceData
-        Values of alternatives that are not available stay 0.
+        Values of alternatives that are not available are 0. Its choices are not those of the scenario, which are
+        unknown: they stay what they were or, where the chosen alternative is gone, name the first that is left.
 
     Raises
     ------
     InvalidInputError
-        If there is no such attribute or alternative, a shape does not fit, or a value is not finite.
+        If there is no such attribute or alternative, a shape does not fit, a value is not finite, or too few
+        alternatives are left.
     """
+    available = data.available.clone()
+    for label in without:
+        available[:, _position(data, label)] = False
     attributes = data.attributes.clone()
-    for name, change in changes.items():
+    for name, change in (changes or {}).items():
         old = data.attribute(name)
         if isinstance(change, Mapping):
             new = old.clone()
             for label, own in change.items():
-                if label not in data.alternatives:
-                    expected = f"one of {list(data.alternatives)}"
-                    raise InvalidInputError(
-                        explain(f"alternative of {name!r}", got=repr(label), expected=expected, hint="one of these")
-                    )
-                j = data.alternatives.index(label)
+                j = _position(data, label)
                 new[:, j] = _changed(f"{name!r} of {label!r}", old[:, j], own)
         else:
             new = _changed(repr(name), old, change)
-        attributes[..., data.variables.index(name)] = torch.where(data.available, new, 0.0)
-    changed = replace(data, attributes=attributes)
+        attributes[..., data.variables.index(name)] = new
+    left = available.gather(1, data.choice[:, None])[:, 0]
+    changed = replace(
+        data,
+        attributes=torch.where(available[..., None], attributes, 0.0),
+        available=available,
+        choice=torch.where(left, data.choice, available.to(torch.int64).argmax(1)),
+    )
     changed.validate()
     return changed
+
+
+def _position(data: ChoiceData, label: Any) -> int:
+    if label not in data.alternatives:
+        expected = f"one of {list(data.alternatives)}"
+        raise InvalidInputError(explain("alternative", got=repr(label), expected=expected, hint="one of these"))
+    return data.alternatives.index(label)
 
 
 def _changed(what: str, old: Tensor, change: Change) -> Tensor:

@@ -89,6 +89,39 @@ def test_posteriors_of_true_parameters_are_calibrated() -> None:
     torch.testing.assert_close(total, moments, rtol=0.25, atol=0.0)  # 5 standard errors of a variance of 1,000 or so
 
 
+def test_willingness_to_pay_of_individuals_against_a_grid() -> None:
+    """-b / c and -a / c, c minus lognormal."""
+    beta, weight = grid()
+    weights = posterior(PANEL, weight, softmax(PANEL, beta))
+    values = np.stack([-beta[name].ravel() / beta["c"].ravel() for name in "ab"], 1)
+    mean = weights @ values
+    found = individual_posteriors(MIXED_MODEL, MIXED, "c", integration=Quadrature(96))
+    assert found.variables == ("a", "b")
+    np.testing.assert_allclose(found.mean, mean, atol=1e-7)
+    np.testing.assert_allclose(found.sd, np.sqrt(weights @ values**2 - mean**2), atol=1e-6)
+    assert "Willingness to pay in units of 'c' given choices" in found.summary
+
+
+def test_willingness_to_pay_in_wtp_space_and_preference_space_is_the_same() -> None:
+    """With a fixed price: b = -price w. Nodes are the same, and so are posteriors."""
+    space = MixedLogitModel(PANEL, ["a"], {"b": "normal"}, wtp_space="a")
+    plain = MixedLogitModel(PANEL, ["a"], {"b": "normal"})
+    rule = Quadrature(48)
+    in_space = given(space, {"a": -0.5, "b.loc": 0.6, "b.scale": 1.4})
+    expected = given(plain, {"a": -0.5, "b.loc": 0.3, "b.scale": 0.7})
+    found = individual_posteriors(space, in_space, "a", integration=rule)
+    others = individual_posteriors(plain, expected, "a", integration=rule)
+    torch.testing.assert_close(found.mean, others.mean, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(found.sd, others.sd, rtol=1e-6, atol=1e-8)
+    assert found.price == "a"
+
+
+@pytest.mark.parametrize("price", ["b", "nothing"])
+def test_a_price_without_inverse_moments_is_refused(price: str) -> None:
+    with pytest.raises(InvalidInputError, match="price"):
+        individual_posteriors(MIXED_MODEL, MIXED, price)
+
+
 def test_draws_that_are_not_given_again_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="FixedDraws"):
         individual_posteriors(MIXED_MODEL, given(MIXED_MODEL, MIXED_PARAMS, rule="FixedDraws(shape=(3, 2))"))

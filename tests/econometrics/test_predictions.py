@@ -241,6 +241,22 @@ def test_a_scenario_of_single_alternatives() -> None:
     assert torch.equal(changed.attribute("b"), factor * PANEL.attribute("b") + shift * PANEL.available)
 
 
+def test_without_an_alternative_the_others_share_its_choices() -> None:
+    """The logit's independence: shares of the others rise in proportion; and no choice is left of what is gone."""
+    frame = brute.choices("balanced", people=6)
+    data = brute.read(frame)
+    model = MixedLogitModel(data, ["a", "b"])
+    result = given(model, LOGIT.params, rule="exact")
+    w, x, y = predict(model, result).probabilities.unbind(1)[:3]
+    fewer = scenario(data, {"a": lambda a: a}, without=["x"])
+    found = predict(model, result, fewer).probabilities
+    torch.testing.assert_close(found[:, :3], torch.stack([w / (1 - x), 0.0 * x, y / (1 - x)], 1))
+    gone = data.alternatives.index("x")
+    assert not bool((fewer.choice == gone).any())
+    kept = data.choice != gone
+    assert torch.equal(fewer.choice[kept], data.choice[kept])
+
+
 def _another_individual(data: ChoiceData) -> ChoiceData:
     return replace(data, individuals=(*data.individuals[:-1], "stranger"))
 
@@ -262,6 +278,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "NaN": (lambda: scenario(PANEL, {"b": float("nan")}), "finite"),
     "unknown change": (lambda: scenario(PANEL, {"nothing": 1.0}), "nothing"),
     "unknown alternative": (lambda: scenario(PANEL, {"a": {"bus": 1.0}}), "'bus'"),
+    "nothing to leave out": (lambda: scenario(PANEL, without=["bus"]), "'bus'"),
+    "too few left": (lambda: scenario(PANEL, without=["w"]), "fewer than two alternatives"),
     "wrong shape": (lambda: scenario(PANEL, {"a": torch.ones(3)}), "shape"),
     "draws not given": (
         lambda: predict(MIXED_MODEL, given(MIXED_MODEL, MIXED_PARAMS, rule="FixedDraws(shape=(3, 2))")),
