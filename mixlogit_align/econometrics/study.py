@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,8 @@ from mixlogit_align.econometrics.study_folder import Quantity, Replication, Stud
 from mixlogit_align.econometrics.study_results import FIXED_STRENGTH, RecoveryStudy
 from mixlogit_align.errors import ConvergenceWarning, IntegrationError, InvalidInputError, MixlogitError, explain
 
+# Torch's generator and the filters of warnings belong to a process, whose threads may have a replication each.
+_ONE_AT_A_TIME = threading.Lock()
 # Tasks a worker in one wave, for a backend that hands back whole waves only.
 _WAVE = 4
 
@@ -157,13 +161,13 @@ class StudyDesign:
     def _quantities(self, result: MixedLogitResult, data: ChoiceData) -> dict[str, Quantity]:
         estimates, errors = result.params | result.moments, result.std_errors | result.moment_std_errors
         truths = self._truths(data)
-        held = self.fit["hold"] or {}
+        held = self._held
         # a parameter that ended at a bound has no standard error, nor has a spread of 0
-        without = {*result.without_std_error, *result.held}
+        without = {*result.without_std_error, *result.held, *(name for name, error in errors.items() if error == 0.0)}
         found = {
-            name: Quantity(truths.get(name, float("nan")), value, float("nan") if name in without else errors[name])
+            name: Quantity(truths.get(name, math.nan), value, math.nan if name in without else errors[name])
             for name, value in estimates.items()
-            if name not in held and not (held and errors[name] == 0.0)
+            if name not in held
         }
         if result.fixed is not None and self.zero_spreads:
             (variable,) = self.specification.random
@@ -174,9 +178,9 @@ class StudyDesign:
         """Of parameters and moments; the moments at the means of the data's covariates."""
         if not isinstance(self.truth, Mapping):
             (variable,) = self.specification.random
-            mean = self.truth.mean.double()
-            sd = (self.truth.variance.double().mean() + mean.var(correction=0)).sqrt()  # of a mixture over individuals
-            return {f"{variable}.mean": float(mean.mean()), f"{variable}.sd": float(sd)}
+            return {
+                f"{variable}.{what}": value for what, value in zip(("mean", "sd"), _mean_sd(self.truth), strict=True)
+            }
         spec = self.specification
         params = torch.tensor([float(self.truth[name]) for name in spec.names], dtype=torch.float64)
         share = data.weights / data.weights.sum()
@@ -187,18 +191,28 @@ class StudyDesign:
     # ------------------------------------------------------------------ as a whole
 
     @property
+    def _held(self) -> set[str]:
+        """Parameters and moments that no data can move."""
+        spec, held = self.specification, set(self.fit["hold"] or {})
+        prefixes = {name: (f"{name}.", f"chol.{name}.") for name in spec.random}
+        own = {name: {param for param in spec.names if param.startswith(prefixes[name])} for name in spec.random}
+        whole = [name for name in spec.random if own[name] <= held]
+        moments = {f"{name}.{what}" for name in whole for what in ("mean", "sd")}
+        return held | moments | {f"cor.{row}.{col}" for row in whole for col in whole}
+
+    @property
     def zero_spreads(self) -> list[str]:
         """Parameters and moments that are a spread whose truth is 0, or are infinite with it."""
         spec = self.specification
         if not isinstance(self.truth, Mapping):
             (variable,) = spec.random
             parts = (part for part in spec.random[variable].parameters if part != "loc")
-            return [] if float(self.truth.variance.max()) > 0.0 else [f"{variable}.{part}" for part in (*parts, "sd")]
+            return [] if _mean_sd(self.truth)[1] > 0.0 else [f"{variable}.{part}" for part in (*parts, "sd")]
         params = torch.tensor([float(self.truth[name]) for name in spec.names], dtype=torch.float64)
         names, moments = spec.moments(params, params.new_zeros(len(spec.covariates)))
-        spreads = {name: float(self.truth[name]) for name in spec.scales if name not in (self.fit["hold"] or {})}
+        spreads = {name: float(self.truth[name]) for name in spec.scales}
         spreads |= {name: value for name, value in zip(names, moments.tolist(), strict=True) if name.endswith(".sd")}
-        return [name for name, value in spreads.items() if value == 0.0]
+        return [name for name, value in spreads.items() if value == 0.0 and name not in self._held]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -250,8 +264,9 @@ def recovery_study(
     """Simulate choices of a known truth and estimate it, many times: bias, RMSE, coverage and standard errors.
 
     Replications are shared out by joblib, one thread each. Without more said its processes (loky) on this machine are
-    used; ``with joblib.parallel_config(backend="dask"):`` around the call, or ``"ray"``, puts them on a cluster.
-    Results are the same whatever the backend and the number of workers.
+    used; ``with joblib.parallel_config(backend="dask"):`` around the call, or ``"ray"``, puts them on a cluster. A
+    process does one replication at a time: workers are to be processes, of one thread. Results are the same whatever
+    the backend and the number of workers.
 
     Parameters
     ----------
@@ -338,6 +353,12 @@ def recovery_study(
     return RecoveryStudy(study.settings, tuple(done[number] for number in range(num_replications)), level)
 
 
+def _mean_sd(truth: TorchDistribution) -> tuple[float, float]:
+    """Of a strength that may have another distribution for each individual."""
+    mean, variance = truth.mean.double(), truth.variance.double()
+    return float(mean.mean()), float((variance.mean() + mean.var(correction=0)).sqrt())
+
+
 def _fit_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """All options of a fit, those given among them."""
     own = inspect.signature(MixedLogitModel.fit).parameters
@@ -377,9 +398,10 @@ def _parallel(design: StudyDesign, numbers: Sequence[int], n_jobs: int | None) -
 
 
 def _replicate(design: StudyDesign, number: int) -> Replication:
-    """One replication in one thread."""
-    torch.set_num_threads(1)
-    return design.replicate(number)
+    """One replication in one thread, and no other in this process meanwhile."""
+    with _ONE_AT_A_TIME:
+        torch.set_num_threads(1)
+        return design.replicate(number)
 
 
 @contextmanager

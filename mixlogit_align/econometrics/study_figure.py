@@ -57,7 +57,7 @@ def recovery_figure(studies: Mapping[str, RecoveryStudy], comparisons: int | Non
             _mark(ratio, y, one.se_ratio, -half, half, _GOOD if judged else _NOT_JUDGED)
     labels = [f"{title}: {name}" if title else name for title, _, name in rows]
     bias.set_yticks(range(len(rows)), labels)
-    bias.set_ylim(len(rows) - 0.5, -0.5)
+    bias.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     levels = {study.level for study in studies.values()}
     for axes, title, wanted in (
         (bias, "bias / sd", {0.0}),
