@@ -27,14 +27,30 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def test_there_are_tutorials() -> None:
     """The tests below are generated, so an empty folder would pass unseen."""
-    assert [path.stem for path in NOTEBOOKS] == ["01_from_logit_to_mixed_logit", "02_the_gamma_closed_form"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_from_logit_to_mixed_logit",
+        "02_the_gamma_closed_form",
+        "03_draws_bias_and_the_integration_error",
+        "04_a_real_application",
+    ]
 
 
 @each_notebook
 def test_runs_in_short_mode(path: Path) -> None:
+    runs(path, {})
+
+
+def test_the_application_runs_on_the_real_data(shared_data: Path) -> None:
+    runs(FOLDER / "04_a_real_application.ipynb", {"MIXLOGIT_DATA": str(shared_data)})
+
+
+def runs(path: Path, variables: dict[str, str]) -> None:
+    """Execute a notebook in its short mode, without warnings, and with a picture wherever one is promised."""
     notebook = nbformat.read(path, as_version=4)
     environment = {**os.environ, "MIXLOGIT_TUTORIAL_SHORT": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("MPLBACKEND", None)  # the kernel draws inline, as for a reader
+    environment.pop("MIXLOGIT_DATA", None)
+    environment |= variables
     end = time.monotonic() + SECONDS
 
     client = NotebookClient(
