@@ -34,7 +34,7 @@ from mixlogit_align.econometrics.inference_data import (
     warn_of_guide,
 )
 from mixlogit_align.econometrics.model import MixedLogitModel
-from mixlogit_align.econometrics.population import Coefficients, Params, Population, Strengths
+from mixlogit_align.econometrics.population import Coefficients, Params, Population, Strengths, each_draw
 from mixlogit_align.econometrics.priors import check_prior, correlation_sites, default_priors, with_right_draws
 from mixlogit_align.econometrics.sampling import (
     PARAMETERS,
@@ -65,6 +65,8 @@ _DISPERSION = 1.5
 # Draws at which the likelihood is compared with that by other nodes, and what difference is told.
 _COMPARED, _ROUGH = 16, 0.5
 _PRIOR_DRAWS = 500
+# Utilities at a time.
+_CHUNK = 2**22
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class BayesianModel:
             "one row an individual",
             "individuals='integrated'",
         )
-        clash = [name for name in (*population.variables, *priors) if name in _RESERVED]
+        clash = [name for name in population.variables if name in _RESERVED]
         _require(not clash, "attributes", clash, f"other names than {list(_RESERVED)}", "renaming the columns")
 
     # ------------------------------------------------------------------ the program
@@ -190,6 +192,7 @@ class BayesianModel:
         return total
 
     @cached_property
+    @torch.enable_grad()
     def normal_approximation(self) -> NormalApproximation:
         """Mode and curvature of the posterior with individuals integrated out; found once.
 
@@ -251,7 +254,8 @@ class BayesianModel:
         """Sample the posterior by the no-U-turn sampler (Hoffman and Gelman 2014), Pyro's.
 
         Chains start about the mode, 1.5 posterior standard deviations away, in coordinates in which the normal
-        approximation of the parameters is standard; step size and mass matrix are adapted during the warm-up.
+        approximation of the parameters is standard. The step size is adapted during the warm-up; so is the mass matrix,
+        if that has 150 transitions or more.
 
         Parameters
         ----------
@@ -468,14 +472,14 @@ class BayesianModel:
         flat = {name: values.flatten() for name, values in params.items()}
         logliks = []
         with progress_bar(progress, "log-likelihoods", shape.numel()) as advance:
-            for at in _each(flat):
+            for at in each_draw(flat):
                 logliks.append(self.data.weights * self._population.loglik(at))
                 advance()
         with seeded(seed):
             choices, coefficients = self._simulate(flat, None if latent is None else latent.flatten(0, 1), self.data)
         posterior = {name: values.numpy() for name, values in params.items()}
         if latent is not None:
-            posterior[COEFFICIENT] = torch.stack(coefficients).unflatten(0, shape).numpy()
+            posterior[COEFFICIENT] = coefficients.unflatten(0, shape).numpy()
         error = self._integration_sd(flat, torch.stack([values.sum() for values in logliks]))
         groups = {
             "posterior": posterior,
@@ -487,24 +491,22 @@ class BayesianModel:
         attrs = {**attrs, "integration": self._population.rule, "integration_sd": error}
         return inference_data(self.data, self._population.variables, groups, attrs)
 
-    def _simulate(self, params: Params, latent: Tensor | None, data: ChoiceData) -> tuple[Tensor, list[Tensor]]:
-        """Choices (D, S) and, for given latents (D, N, ...), coefficients (N, V) of D draws of parameters.
+    def _simulate(self, params: Params, latent: Tensor | None, data: ChoiceData) -> tuple[Tensor, Tensor]:
+        """Choices (D, S) and coefficients (D, N, V) of D draws of parameters (D,) and latents (D, N, ...).
 
         Without latents individuals are drawn from the mixing distribution.
         """
+        if latent is None:
+            latent = self._population.sample_latents(params, data.num_individuals)
+        coefficients = self._population.coefficients(params, latent, data)
         attributes = _attributes(data, self._population.variables)
-        size = torch.Size([data.num_individuals])
-        choices, kept = [], []
-        for d, at in enumerate(_each(params)):
-            own = self._population.latent(at).expand(size).sample() if latent is None else latent[d]
-            coefficients = self._population.coefficients(at, own, data)
-            if latent is not None:
-                kept.append(coefficients)
-            utilities = _utilities(coefficients, data, attributes)
-            # the largest of utilities plus Gumbel variates
-            noise = -torch.empty_like(utilities).exponential_().log()
-            choices.append((utilities + noise).argmax(-1).to(torch.int16))
-        return torch.stack(choices), kept
+        size = max(1, _CHUNK // data.available.numel())
+        # the largest of utilities plus Gumbel variates
+        choices = [
+            (utilities - torch.empty_like(utilities).exponential_().log()).argmax(-1).to(torch.int16)
+            for utilities in (_utilities(part, data, attributes) for part in coefficients.split(size))
+        ]
+        return torch.cat(choices), coefficients
 
     def _integration_sd(self, params: Params, logliks: Tensor) -> float:
         """Standard deviation, over some draws, of what other nodes add to the log-likelihood; NaN without others."""
@@ -685,15 +687,9 @@ def _attributes(data: ChoiceData, variables: Sequence[str]) -> Tensor:
 
 
 def _utilities(coefficients: Tensor, data: ChoiceData, attributes: Tensor) -> Tensor:
-    """(S, J) of coefficients (N, V), minus infinity where not available."""
-    utilities = (attributes @ coefficients[data.individual][..., None])[..., 0]
+    """(..., S, J) of coefficients (..., N, V), minus infinity where not available."""
+    utilities = (attributes @ coefficients[..., data.individual, :, None])[..., 0]
     return utilities.masked_fill(~data.available, -torch.inf)
-
-
-def _each(params: Params) -> list[dict[str, Tensor]]:
-    """D draws (D,) one by one."""
-    rows = zip(*(values.unbind() for values in params.values()), strict=True)
-    return [dict(zip(params, row, strict=True)) for row in rows]
 
 
 def _require(holds: bool, what: str, got: object, expected: str, hint: str | None = None) -> None:

@@ -64,8 +64,11 @@ class Population(Protocol):
     def likely_latents(self, params: Params) -> Tensor:
         """Of every individual, (N,) or (N, M)."""
 
+    def sample_latents(self, params: Params, num: int) -> Tensor:
+        """Those of ``num`` individuals for each of D draws of parameters (D,): (D, num) or (D, num, M)."""
+
     def coefficients(self, params: Params, latent: Tensor, data: ChoiceData) -> Tensor:
-        """Coefficients (N, V) of latents; ``data`` has the covariates of the same individuals."""
+        """Coefficients (..., N, V) of latents (..., N) or (..., N, M) and parameters (...); covariates from ``data``."""
 
 
 # ---------------------------------------------------------------------- a specification
@@ -190,13 +193,20 @@ class Coefficients:
         size = self.panel.num_individuals, self.specification.num_dims
         return torch.zeros(size, dtype=torch.float64) if modes is None else modes.clone()
 
+    def sample_latents(self, params: Params, num: int) -> Tensor:
+        size = len(next(iter(params.values()))), num, self.specification.num_dims
+        return torch.randn(size, dtype=torch.float64)
+
     def coefficients(self, params: Params, latent: Tensor, data: ChoiceData) -> Tensor:
-        spec = self.specification
-        base = spec.base_of_normal(latent)[:, None] if spec.num_dims else latent[:, None]
-        columns = [data.covariate(name) for name in spec.covariates]
-        covariates = torch.stack(columns, 1) if columns else latent.new_zeros(len(latent), 0)
-        constant, varying = spec.coefficients(self.theta(params).expand(len(latent), -1), base, covariates)
-        return torch.cat([constant, varying[:, 0]], 1)
+        spec, lead = self.specification, latent.shape[:-1]
+        z = latent.flatten(0, -2)
+        base = spec.base_of_normal(z)[:, None] if spec.num_dims else z[:, None]
+        theta = self.theta(params)[..., None, :].expand(*lead, -1).flatten(0, -2)
+        columns = [data.covariate(name).expand(lead).flatten() for name in spec.covariates]
+        covariates = torch.stack(columns, 1) if columns else z.new_zeros(len(z), 0)
+        constant, varying = spec.coefficients(theta, base, covariates)
+        found: Tensor = torch.cat([constant, varying[:, 0]], 1).unflatten(0, lead)
+        return found
 
 
 # ---------------------------------------------------------------------- a scalar strength
@@ -285,5 +295,15 @@ class Strengths:
         median = self.latent(params).sample(torch.Size([_MEDIAN_DRAWS])).median()
         return median.expand(self._num_individuals).clone()
 
+    def sample_latents(self, params: Params, num: int) -> Tensor:
+        laws = [self.latent(at) for at in each_draw(params)]
+        return torch.stack([law.expand(torch.Size([num])).sample() for law in laws])
+
     def coefficients(self, params: Params, latent: Tensor, data: ChoiceData) -> Tensor:
-        return self.sign * latent[:, None]
+        return self.sign * latent[..., None]
+
+
+def each_draw(params: Params) -> list[dict[str, Tensor]]:
+    """Parameters () of each of D draws (D,)."""
+    rows = zip(*(values.unbind() for values in params.values()), strict=True)
+    return [dict(zip(params, row, strict=True)) for row in rows]

@@ -22,6 +22,8 @@ from torch import Tensor
 
 # The block of parameters; its mass matrix is full.
 PARAMETERS = "parameters"
+# Pyro's phases of a warm-up that also adapts mass matrices, 75 + 25 + 50 transitions; a shorter one is all step size.
+_LONG = 150
 
 
 @contextmanager
@@ -108,7 +110,12 @@ def sample_chain(
     -------
     Chain
     """
-    kernel = _Watched(potential_fn=potential, full_mass=[(PARAMETERS,)], target_accept_prob=target_accept)
+    kernel = _Watched(
+        potential_fn=potential,
+        full_mass=[(PARAMETERS,)],
+        adapt_mass_matrix=num_warmup >= _LONG,
+        target_accept_prob=target_accept,
+    )
     rows: list[tuple[float, float, int]] = []
 
     def keep(kernel: _Watched, samples: Any, stage: str, i: int) -> None:
