@@ -1,6 +1,6 @@
 """Recovery of known truths: bias, RMSE, coverage and standard errors of five models; and what few draws do to them.
 
-    python validation/recovery.py [--quick] [--jobs 1] [--folder build/recovery] [--out validation/reports]
+    python validation/recovery.py [--quick] [--jobs -1] [--folder build/recovery] [--out validation/reports]
 
 Each replication is on disk in the folder when it is done: the same command continues where it was. Quick: 20
 replications of 200 individuals, to see that it runs, and no claim about few draws. Writes recovery.md, recovery.json
@@ -86,6 +86,16 @@ CASES = (
 )
 
 
+def commits_of(folder: Path, commit: str) -> list[str]:
+    """All commits at which this folder's replications were made, this one among them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "commits.txt"
+    known = path.read_text().split() if path.exists() else []
+    if commit not in known:
+        path.write_text("\n".join([*known, commit]) + "\n")
+    return path.read_text().split()
+
+
 def show(report: Report, name: str, study: RecoveryStudy) -> None:
     """The table of one study."""
     rows = []
@@ -144,7 +154,7 @@ def show_bias(report: Report, name: str, study: RecoveryStudy, exact: RecoverySt
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few replications of few individuals")
-    parser.add_argument("--jobs", type=int, default=1, help="processes that share the replications")
+    parser.add_argument("--jobs", type=int, default=-1, help="processes that share the replications; -1: one a core")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "recovery", help="where replications are kept")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the report")
     options = parser.parse_args()
@@ -158,6 +168,7 @@ def main() -> int:
         "scipy",
         "joblib",
     )
+    commits = commits_of(folder, str(report.provenance["commit"]))
     studies, few = {}, {}
     for case in CASES:
         studies[case.name] = case.run(folder / "default", options, {})
@@ -167,6 +178,7 @@ def main() -> int:
             few[case.name] = case.run(folder / "few_draws", options, {"integration": FEW_DRAWS})
             print(few[case.name].summary, flush=True)
 
+    report.text(f"The replications were made at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}.")
     comparisons = sum(len(study.judged) + study.without_heterogeneity for study in studies.values())
     report.section(
         "The default rule",

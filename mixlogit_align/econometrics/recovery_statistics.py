@@ -35,8 +35,12 @@ class Share:
 
     @property
     def error(self) -> float:
-        """Monte Carlo standard error, ``sqrt(p (1 - p) / R)``."""
-        return math.sqrt(self.value * (1.0 - self.value) / self.total) if self.total else math.nan
+        """Monte Carlo standard error: half of Wilson's interval over its normal quantile.
+
+        ``sqrt(p (1 - p) / R)`` but for terms in 1 / R, which keep it from being 0 at a share of 0 or 1.
+        """
+        low, high = self.interval()
+        return (high - low) / (2.0 * float(norm.isf(0.025)))
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Interval of the share by Wilson's score, which is none too short at 0 and 1.

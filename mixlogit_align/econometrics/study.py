@@ -33,7 +33,15 @@ from mixlogit_align.econometrics.simulate import SimulatedChoices, simulate_choi
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.econometrics.study_folder import Quantity, Replication, StudyFolder
 from mixlogit_align.econometrics.study_results import FIXED_STRENGTH, RecoveryStudy
-from mixlogit_align.errors import ConvergenceWarning, IntegrationError, InvalidInputError, MixlogitError, explain
+from mixlogit_align.errors import (
+    ConvergenceError,
+    ConvergenceWarning,
+    IntegrationError,
+    IntegrationWarning,
+    InvalidInputError,
+    MixlogitError,
+    explain,
+)
 
 # Torch's generator and the filters of warnings belong to a process, whose threads may have a replication each.
 _ONE_AT_A_TIME = threading.Lock()
@@ -117,6 +125,7 @@ class StudyDesign:
             try:
                 data = self.simulate(number).data
                 result = MixedLogitModel(data, **self._model).fit(**self._options(number))
+                pvalue = _homogeneity(result)
             except (MixlogitError, ArithmeticError, RuntimeError) as error:
                 why, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - begun
                 return Replication(number=number, seed=seed, seconds=seconds, failure=why, quantities={})
@@ -128,7 +137,7 @@ class StudyDesign:
             at_boundary=result.at_boundary,
             message=result.message,
             loglik=result.loglik,
-            pvalue=result.likelihood_ratio_test().pvalue if result.fixed and result.converged else None,
+            pvalue=pvalue,
             quantities=self._quantities(result, data),
             warnings=tuple(dict.fromkeys(str(warning.message) for warning in caught)),
         )
@@ -340,10 +349,8 @@ def recovery_study(
         advance = stack.enter_context(_bar(num_replications, num_replications - len(missing), progress))
         succeeded = any(each.failure is None for each in done.values())
         for replication in _parallel(design, missing, n_jobs):
-            if not succeeded and _misused(replication):
-                got, hint = replication.failure, "other arguments"
-                expected = "arguments with which a replication can be run"
-                raise InvalidInputError(explain("study", got=got, expected=expected, hint=hint))
+            if not succeeded and _misused(replication.failure):
+                raise InvalidInputError(str(replication.failure).partition(": ")[2])
             succeeded |= replication.failure is None
             if folder is None:
                 done[replication.number] = replication
@@ -351,6 +358,17 @@ def recovery_study(
                 folder.append(replication)
             advance(replication)
     return RecoveryStudy(study.settings, tuple(done[number] for number in range(num_replications)), level)
+
+
+def _homogeneity(result: MixedLogitResult) -> float | None:
+    """p-value of one strength for all, where that can be tested."""
+    if result.fixed is None or not result.converged:
+        return None
+    try:
+        return result.likelihood_ratio_test().pvalue
+    except ConvergenceError as error:  # less likely with heterogeneity than without, by the draws
+        warnings.warn(f"no likelihood-ratio test: {error}", IntegrationWarning, stacklevel=2)
+        return None
 
 
 def _mean_sd(truth: TorchDistribution) -> tuple[float, float]:
@@ -370,10 +388,9 @@ def _fit_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "num_redraws": 0, **given}
 
 
-def _misused(replication: Replication) -> bool:
+def _misused(failure: str | None) -> bool:
     """Whether the arguments are at fault, rather than the data."""
-    kinds = (InvalidInputError.__name__, IntegrationError.__name__)
-    return replication.failure is not None and replication.failure.startswith(kinds)
+    return failure is not None and failure.startswith((InvalidInputError.__name__, IntegrationError.__name__))
 
 
 def _parallel(design: StudyDesign, numbers: Sequence[int], n_jobs: int | None) -> Iterator[Replication]:

@@ -112,7 +112,12 @@ def test_the_interval_of_a_share_is_wilsons(count: int) -> None:
     low = brentq(reach, 0.0, middle) if count else 0.0
     high = brentq(reach, middle, 1.0) if count < 20 else 1.0
     assert Share(count, 20).interval() == pytest.approx((low, high), abs=1e-9)
-    assert Share(count, 20).error == pytest.approx(math.sqrt(count * (20 - count) / 20**3))
+    assert Share(count, 20).error == pytest.approx((high - low) / 2 / 1.959963984540054, abs=1e-9)
+
+
+def test_the_error_of_a_share_is_the_binomial_one() -> None:
+    """Wilson's is smaller by a factor 1 + O(1 / R), of 2,000 here."""
+    assert Share(1500, 2000).error == pytest.approx(math.sqrt(0.75 * 0.25 / 2000), rel=2e-3)
 
 
 def test_bands_leave_out_no_more_than_they_may() -> None:
@@ -397,6 +402,16 @@ def test_no_replication_converged(failing: Callable[[dict[int, Any]], None]) -> 
     assert len(study.plot().axes) == 3
 
 
+def test_a_likelihood_ratio_that_draws_forbid_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def test(self: MixedLogitResult) -> Any:
+        raise ConvergenceError("less likely")
+
+    monkeypatch.setattr(MixedLogitResult, "likelihood_ratio_test", test)
+    study = recovery_study({"x.loc": 0.0, "x.scale": 0.5}, random={"x": "lognormal"}, **STRENGTH)
+    assert (len(study.converged), study.rejections) == (3, None)
+    assert "3 warnings; replication 0: no likelihood-ratio test: less likely" in study.summary
+
+
 def test_warnings_of_replications_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted = MixedLogitModel.fit
 
@@ -416,8 +431,8 @@ MISUSE: list[tuple[dict[str, Any], str]] = [
     ({"level": 1.0}, "level: got 1.0"),
     ({"fit": {"draws": 5}}, r"fit: got \['draws'\]; expected some of \['integration'"),
     ({"fit": {"progress": True}}, "progress= of the study"),
-    ({"fit": {"num_starts": 0}}, "num_starts: got 0"),
-    ({"fit": {"hold": {"y": 1.0}}}, "hold: got"),
+    ({"fit": {"num_starts": 0}}, "^num_starts: got 0"),
+    ({"fit": {"hold": {"y": 1.0}}}, "^hold: got"),
     ({"fit": {"cov_type": "sandwich"}}, "cov_type: got 'sandwich'"),
     ({"truth": {}}, r"truth: got no \['x'\]"),
     ({"fixed": []}, "coefficients: got no coefficient"),
