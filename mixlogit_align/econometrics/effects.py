@@ -20,6 +20,7 @@ from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +107,7 @@ class Effects:
         return self.summary
 
 
+@own_threads()
 def elasticities(
     model: MixedLogitModel,
     result: MixedLogitResult,
@@ -150,6 +152,7 @@ def elasticities(
     return _effects(expectations, attribute, "elasticity", each, aggregate, moved / share[..., None])
 
 
+@own_threads()
 def marginal_effects(
     model: MixedLogitModel,
     result: MixedLogitResult,

@@ -27,6 +27,7 @@ from mixlogit_align.econometrics.nodes import NodeMaker, default_maker
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import in_threads
 
 # Utilities at a time: 1 MB of doubles.
 _CHUNK = 2**17
@@ -295,25 +296,25 @@ class Expectations:
         -------
         Expected
         """
-        params = self.estimates.params.clone().requires_grad_(True)
-        each, rows, totals, jacobians = [], [], [], []
-        for people, situations in self._parts():
-            with torch.enable_grad():
-                at, weight = self._at(params, people, situations)
-                counts = self.situation_weights[situations]
-                values, slopes = [], []
-                for function in functional(at):
-                    value = (function * weight).sum(-1)
-                    slopes.append(
-                        torch.autograd.grad(counts @ value, params, retain_graph=True, materialize_grads=True)[0]
-                    )
-                    values.append(value.detach())
-            each.append(torch.stack(values, 1))
-            rows.append(situations)
-            totals.append(counts @ each[-1])
-            jacobians.append(torch.stack(slopes))
-        back = torch.argsort(torch.cat(rows))
+        parts = list(self._parts())
+        each, totals, jacobians = zip(*in_threads(lambda part: self._of(functional, *part), parts), strict=True)
+        back = torch.argsort(torch.cat([situations for _, situations in parts]))
         return Expected(torch.cat(each)[back], torch.stack(totals).sum(0), torch.stack(jacobians).sum(0))
+
+    def _of(self, functional: Functional, people: Tensor, situations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As :class:`Expected`, of some individuals."""
+        counts = self.situation_weights[situations]
+        values, slopes = [], []
+        with torch.enable_grad():
+            params = self.estimates.params.clone().requires_grad_(True)
+            at, weight = self._at(params, people, situations)
+            for function in functional(at):
+                value = (function * weight).sum(-1)
+                (slope,) = torch.autograd.grad(counts @ value, params, retain_graph=True, materialize_grads=True)
+                slopes.append(slope)
+                values.append(value.detach())
+        each = torch.stack(values, 1)
+        return each, counts @ each, torch.stack(slopes)
 
     def standard_errors(self, jacobian: Tensor) -> Tensor:
         """Delta method: of functions with derivatives (..., P)."""

@@ -17,6 +17,7 @@ from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number, probability
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,7 @@ class HeterogeneityTest:
         return self.summary
 
 
+@own_threads()
 def mcfadden_train_test(model: MixedLogitModel, variables: Sequence[str] | None = None) -> HeterogeneityTest:
     """Score (Lagrange multiplier) test for random coefficients on the conditional logit of the model's variables.
 

@@ -18,6 +18,7 @@ from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.econometrics.willingness_to_pay import inverse_moments, price_of
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +98,7 @@ class IndividualPosteriors:
         return self.summary
 
 
+@own_threads()
 def individual_posteriors(
     model: MixedLogitModel,
     result: MixedLogitResult,

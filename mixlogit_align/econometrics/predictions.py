@@ -18,6 +18,7 @@ from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,7 @@ class Prediction:
         return self.summary
 
 
+@own_threads()
 def predict(
     model: MixedLogitModel,
     result: MixedLogitResult,

@@ -18,6 +18,7 @@ from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,6 +158,7 @@ class CrossValidation:
         return self.summary
 
 
+@own_threads()
 def cross_validate(
     model: MixedLogitModel,
     num_folds: int = 5,

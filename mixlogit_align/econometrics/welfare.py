@@ -19,6 +19,7 @@ from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.econometrics.willingness_to_pay import inverse_moments, price_of, support
 from mixlogit_align.errors import IntegrationWarning, InvalidInputError, explain
+from mixlogit_align.numerics.threads import own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,6 +88,7 @@ class ConsumerSurplus:
         return self.summary
 
 
+@own_threads()
 def consumer_surplus(
     model: MixedLogitModel,
     result: MixedLogitResult,
@@ -209,5 +211,5 @@ def _require_negative(expectations: Expectations, price: str) -> None:
             "E[1 / coefficient] exists, but rests on values near 0 where integration has no nodes; surplus is too "
             "small. Try '-lognormal'",
             IntegrationWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -23,6 +23,7 @@ from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference import delta_method, standard_errors
 from mixlogit_align.numerics.quadrature import product_rule, trapezoid_normal
+from mixlogit_align.numerics.threads import in_threads, own_threads
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,6 +108,7 @@ class WillingnessToPay:
         return self.summary
 
 
+@own_threads()
 def willingness_to_pay(
     model: MixedLogitModel,
     result: MixedLogitResult,
@@ -186,7 +188,7 @@ def willingness_to_pay(
     tail = (1.0 - level) / 2.0
     ends = torch.full((len(values), 2), math.nan, dtype=torch.float64)
     if bool(estimates.cov.isfinite().all()):
-        sampled = torch.stack([ratio.statistics(params) for params in _redrawn(estimates, num_draws, seed)])
+        sampled = torch.stack(in_threads(ratio.statistics, list(_redrawn(estimates, num_draws, seed))))
         ends = _ends(sampled, tail).where(known[:, None], math.nan)
     reason = f"the coefficient of {price!r} is {spec.random.get(price)}, too often near 0 at these parameters"
     notes = [
