@@ -366,6 +366,15 @@ class Expectations:
 
 def _matched(data: ChoiceData, past: ChoiceData) -> Tensor:
     """Index in ``past`` of every individual of ``data``, (N,)."""
+    if not (data.is_panel and past.is_panel) and data.individuals != past.individuals:
+        raise InvalidInputError(
+            explain(
+                "conditional",
+                got="other situations, of individuals without names",
+                expected="named individuals, or the situations of the model's data",
+                hint="conditional=False, or individual= where the data are read",
+            )
+        )
     known = {label: n for n, label in enumerate(past.individuals)}
     unknown = [label for label in data.individuals if label not in known]
     if unknown:

@@ -86,6 +86,9 @@ class FixedStrength:
 class MixedLogitResult:
     """Maximum-likelihood estimates of a mixed logit, with their evidence.
 
+    What follows from them is in functions of the model and the result, which knows no data: ``predict``,
+    ``elasticities``, ``marginal_effects``, ``willingness_to_pay``, ``consumer_surplus`` and ``individual_posteriors``.
+
     N individuals, P parameters.
 
     Attributes

@@ -257,6 +257,18 @@ def test_without_an_alternative_the_others_share_its_choices() -> None:
     assert torch.equal(fewer.choice[kept], data.choice[kept])
 
 
+def test_past_choices_of_a_cross_section_are_those_of_its_own_situations() -> None:
+    data = brute.read(brute.choices("cross-section"), panel=False)
+    model = MixedLogitModel(data, ["a"], {"b": "normal", "c": "-lognormal"})
+    result = given(model, MIXED_PARAMS)
+    options = {"conditional": True, "integration": Quadrature(16)}
+    own = predict(model, result, scenario(data, {"a": lambda a: a}), **options)
+    assert torch.equal(own.probabilities, predict(model, result, **options).probabilities)
+    some = brute.read(brute.choices("cross-section", people=4), panel=False)
+    with pytest.raises(InvalidInputError, match="individuals without names"):
+        predict(model, result, some, **options)
+
+
 def _another_individual(data: ChoiceData) -> ChoiceData:
     return replace(data, individuals=(*data.individuals[:-1], "stranger"))
 

@@ -238,6 +238,15 @@ def test_derivatives_of_moments_of_a_block_are_numerical_ones(random: dict[str, 
     assert torch.autograd.gradcheck(lambda x: spec.moments(x, f64())[1], params)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if specified(case).random], **by_name)
+def test_derivatives_of_moments_are_numerical_ones(case: Case) -> None:
+    """So that their standard errors, by the delta method, are right."""
+    spec = specified(case)
+    covariates = f64(*range(1, len(spec.covariates) + 1))
+    params = f64(*case.params.values()).requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x: spec.moments(x, covariates)[1], params)
+
+
 @pytest.mark.parametrize("family", ["normal", "lognormal", "censored_normal", "johnson_sb"])
 def test_a_spread_of_0_has_an_sd_of_0_that_moves_nowhere(family: str) -> None:
     """So that its standard error is 0, where it is held there."""
