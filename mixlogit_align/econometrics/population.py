@@ -68,7 +68,7 @@ class Population(Protocol):
         """Those of ``num`` individuals for each of D draws of parameters (D,): (D, num) or (D, num, M)."""
 
     def coefficients(self, params: Params, latent: Tensor, data: ChoiceData) -> Tensor:
-        """Coefficients (..., N, V) of latents (..., N) or (..., N, M) and parameters (...); covariates from ``data``."""
+        """Coefficients (..., N, V) of latents (..., N, M) or (..., N) and parameters (...); covariates of ``data``."""
 
 
 # ---------------------------------------------------------------------- a specification
