@@ -34,8 +34,9 @@ from mixlogit_align.econometrics.likelihood import Nodes
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.nodes import NodeMaker
 from mixlogit_align.econometrics.posteriors import IndividualPosteriors, individual_posteriors
+from mixlogit_align.econometrics.predictions import predict
 from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitResult, Optimum
-from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain
+from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
 from mixlogit_align.inference import Restricted, delta_method, refine_loglik, standard_errors
 from mixlogit_align.numerics.importance import effective_sample_size
 
@@ -242,6 +243,8 @@ class LatentClassModel:
         ConvergenceWarning
             If the evidence of convergence is incomplete, a start led nowhere, or one reached a higher log-likelihood
             without converging.
+        IntegrationWarning
+            If the rule that was chosen here leaves an estimate uncertain by more than half a standard error.
 
         Raises
         ------
@@ -267,6 +270,7 @@ class LatentClassModel:
                 raise InvalidInputError(
                     explain(name, got=repr(number), expected=f"{least} or more", hint=f"{name}={least}")
                 )
+        usual_rule = integration is None
         if not self.within.specification.num_dims:
             integration = Quadrature()
 
@@ -286,7 +290,15 @@ class LatentClassModel:
         best = max(runs, key=lambda run: (run.maximum.converged, run.maximum.loglik))
         self._warn(runs, nowhere, best)
         ends = tuple(self._optimum(run) for run in runs) if count > 1 else ()
-        return self._result(search, best, ends, held, cov_type, num_redraws, num_replications, seed)
+        result = self._result(search, best, ends, held, cov_type, num_redraws, num_replications, seed)
+        if usual_rule and result.coarse:
+            warnings.warn(
+                f"too few draws in {result.integration.rule}: {result.too_coarse}. Try integration= with more draws, "
+                "or fewer random coefficients",
+                IntegrationWarning,
+                stacklevel=2,
+            )
+        return result
 
     def _placed(self, theta: Tensor, values: Mapping[str, float]) -> Tensor:
         """Estimated coordinates (Q,) with the given natural parameters in place."""
@@ -524,7 +536,6 @@ class LatentClassModel:
         def own(values: Mapping[str, float]) -> dict[str, float]:
             return {name: values[full] for name, full in theirs.items() if full in values}
 
-        hessian = result.hessian[at][:, at]
         return MixedLogitResult(
             params=own(result.params),
             std_errors=own(result.std_errors),
@@ -536,7 +547,7 @@ class LatentClassModel:
             null_loglik=self._null_loglik(members),
             converged=result.converged,
             gradient_norm=result.gradient_norm,
-            hessian_eigenvalues=torch.linalg.eigvalsh(-hessian),
+            hessian_eigenvalues=result.hessian_eigenvalues,
             message=f"{label(c)} of {result.num_classes}: {result.message}",
             at_boundary=result.at_boundary,
             fixed=None,
@@ -552,7 +563,7 @@ class LatentClassModel:
             nobs=float(members[self.data.individual].sum()),
             iterations=result.iterations,
             evaluations=result.evaluations,
-            hessian=hessian,
+            hessian=result.hessian[at][:, at],
             scores=result.scores[:, at],
             weights=result.weights,
             optima=(),
@@ -594,6 +605,56 @@ class LatentClassModel:
             positive=torch.stack(positive).sum(0),
             effective=1.0 / torch.stack(concentration).sum(0),
         )
+
+    def probabilities(
+        self,
+        result: LatentClassResult,
+        data: ChoiceData | None = None,
+        *,
+        conditional: bool = False,
+        integration: Integration | None = None,
+    ) -> Tensor:
+        """Probabilities of the alternatives, ``P_sj = sum_c pi_nc P_sjc``.
+
+        Parameters
+        ----------
+        result : LatentClassResult
+            Of this model.
+        data : ChoiceData, optional
+            Situations to predict, covariates of membership among their attributes; choices are not read. None: the
+            model's.
+        conditional : bool
+            Given the choices in the model's data, for further choices of the same individuals: the posterior of classes
+            and, within them, of coefficients takes the place of the population's.
+        integration : integration rule, optional
+            As of :func:`predict`.
+
+        Returns
+        -------
+        torch.Tensor, shape (S, J)
+            0 where not available.
+
+        Raises
+        ------
+        InvalidInputError
+            As of :func:`predict`.
+        """
+        predicted = self.data if data is None else data
+        by_class = [
+            predict(
+                self.within, self.class_result(result, c + 1), data, conditional=conditional, integration=integration
+            ).probabilities
+            for c in range(self.parameters.num_classes)
+        ]
+        if conditional:
+            place = {name: n for n, name in enumerate(self.data.individuals)}
+            share = result.posterior[[place[name] for name in predicted.individuals]]
+        else:
+            theta = self.parameters.theta(torch.tensor(list(result.params.values()), dtype=torch.float64))
+            columns = [predicted.covariate(name) for name in self.parameters.membership]
+            known = torch.stack(columns, 1) if columns else theta.new_zeros(predicted.num_individuals, 0)
+            share = self.parameters.log_membership(theta, known).exp()
+        return torch.einsum("csj,sc->sj", torch.stack(by_class), share[predicted.individual])
 
     def _own(self, result: LatentClassResult) -> None:
         if tuple(result.params) != self.parameters.names or len(result.weights) != self.data.num_individuals:

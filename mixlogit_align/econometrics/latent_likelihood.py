@@ -168,7 +168,7 @@ class LatentLoglik:
 def _ascent(information: Tensor, gradient: Tensor) -> Tensor:
     """Newton step with the information's negative and vanishing eigenvalues raised, free of units."""
     scale = information.diagonal().abs().clamp_min(1e-300).rsqrt()
-    flat = torch.linalg.eigh(scale[:, None] * information * scale)
+    flat = torch.linalg.eigh(torch.nan_to_num(scale[:, None] * information * scale))
     size = flat.eigenvalues.abs().clamp_min(1e-6)
     step: Tensor = scale * (flat.eigenvectors @ ((flat.eigenvectors.T @ (scale * gradient)) / size))
     return step

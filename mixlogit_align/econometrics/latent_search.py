@@ -33,7 +33,7 @@ _TOWARDS, _NOISE = 0.3, 0.1
 # Nodes that depend on parameters follow the estimates until these move by less, in standard errors.
 _SETTLED, _ROUNDS = 0.05, 4
 # Largest remaining Newton step of a maximum, in standard errors: of a simulated log-likelihood, of an exact one.
-_TOLERANCE, _EXACT_TOLERANCE = 1e-4, 1e-6
+_TOLERANCE, _EXACT_TOLERANCE = 1e-3, 1e-6
 # A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
 _FAR = 5e-3
 # One individual in 20 must have as many effective draws of importance sampling.
@@ -188,7 +188,7 @@ class LatentSearch:
             for _ in range(_ROUNDS if makers[0].centred else 1):
                 loglik = self._loglik(makers, theta)
                 restricted = Restricted(loglik, self.free, theta)
-                spread = torch.linalg.pinv(-begun.hessian, hermitian=True)
+                spread = torch.linalg.pinv(torch.nan_to_num(-begun.hessian), hermitian=True)
                 there = refine_loglik(restricted, theta[self.free], spread, gradient_tolerance=_TOLERANCE)
                 step = there.params - theta[self.free]
                 settled = not makers[0].centred or float(step @ -there.hessian @ step) < _SETTLED**2
@@ -238,7 +238,7 @@ class LatentSearch:
         for c in {c for c, _ in reversed_}:
             base = classes[c].nodes.base.clone()
             base[..., [column for d, column in reversed_ if d == c]] *= -1.0
-            nodes = Nodes(base, classes[c].nodes.log_weight)
+            nodes = replace(classes[c].nodes, base=base)
             found[c] = SimulatedLoglik(classes[c].data, parameters.specification, nodes)
         return theta * signs, tuple(found)
 

@@ -28,12 +28,13 @@ from mixlogit_align.econometrics import (
     choose_classes,
     compare,
     individual_posteriors,
+    results,
     simulate_latent_classes,
     willingness_to_pay,
 )
 from mixlogit_align.econometrics.latent_parameters import LatentParameters
 from mixlogit_align.econometrics.latent_search import LatentSearch
-from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError
+from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError
 
 TWO: dict[str, Any] = {"fixed": ["price", "time"], "num_classes": 2, "membership": ["income"]}
 TRUTH = {
@@ -68,7 +69,7 @@ def torn(weights: bool = False) -> pd.DataFrame:
     """Unbalanced panels and choice sets of two or three, individuals in turns; frequencies of one or more."""
     rng = np.random.default_rng(3)
     frame = two_classes(40).frame
-    kept = rng.permutation(frame["situation"].unique())[:170]
+    kept = rng.permutation(frame["situation"].unique())[:110]
     frame = frame[frame["situation"].isin(kept)]
     frame = frame[(frame["choice"] == 1) | (frame["alternative"] != frame["situation"] % 5)]
     frame["situation"] = frame["situation"].map(dict(zip(kept, rng.permutation(len(kept)), strict=True)))
@@ -675,6 +676,31 @@ def test_a_class_serves_post_estimation() -> None:
     assert individual_posteriors(model.within, second).mean.shape == (150, 2)
 
 
+@pytest.mark.parametrize("conditional", [False, True], ids=["population", "given choices"])
+def test_probabilities_are_means_over_classes(conditional: bool) -> None:
+    result, model = fitted(), LatentClassModel(two_classes().data, **TWO)
+    data = model.data
+    share = (result.posterior if conditional else result.prior)[data.individual]
+    x = torch.stack([data.attribute("price"), data.attribute("time")], -1)
+    expected = torch.zeros_like(x[..., 0])
+    for c in (0, 1):
+        beta = [result.params[f"class{c + 1}.{name}"] for name in ("price", "time")]
+        expected += share[:, c, None] * torch.softmax(x @ torch.tensor(beta, dtype=torch.float64), 1)
+    torch.testing.assert_close(model.probabilities(result, conditional=conditional), expected, rtol=1e-10, atol=1e-12)
+    last = data.individual >= 140  # some of the individuals, in a scenario
+    few = replace(
+        data,
+        attributes=data.attributes[last],
+        available=data.available[last],
+        choice=data.choice[last],
+        individual=data.individual[last] - 140,
+        weights=data.weights[140:],
+        individuals=data.individuals[140:],
+    )
+    found = model.probabilities(result, few, conditional=conditional)
+    torch.testing.assert_close(found, expected[last], rtol=1e-10, atol=1e-12)
+
+
 def test_class_and_result_must_fit() -> None:
     result, model = fitted(), LatentClassModel(two_classes().data, **TWO)
     with pytest.raises(InvalidInputError, match="number: got 3; expected 1 to 2"):
@@ -722,6 +748,15 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     labelled = replace(result, individuals=tuple((i, "a") for i in range(150)))
     with pytest.raises(InvalidInputError, match="individuals"):
         labelled.save(tmp_path / "labels.safetensors")
+
+
+def test_too_few_draws_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_COARSE", 0.0)
+    options: dict[str, Any] = {"fixed": [], "random": {"price": "normal", "time": "normal"}, "num_classes": 1}
+    model = LatentClassModel(two_classes(60).data, **options)
+    with pytest.warns(IntegrationWarning, match="too few draws in .*Try integration= with more draws"):
+        model.fit(num_redraws=1)
+    assert model.fit(integration=QuasiMonteCarlo("halton", 50), num_redraws=1).coarse  # a rule that was asked for
 
 
 # ---------------------------------------------------------------------- how many classes
