@@ -20,7 +20,7 @@ class ConvergenceError(MixlogitError, RuntimeError):
 
 
 class IntegrationWarning(UserWarning):
-    """An expectation is approximated more coarsely than elsewhere, because its family is not known well enough."""
+    """An expectation is approximated more coarsely than elsewhere, or than the estimates need."""
 
 
 class ConvergenceWarning(UserWarning):

@@ -282,8 +282,10 @@ def ours(spec: Specification) -> dict[str, Any]:
     if found.why_not:
         return _outcome("false convergence", start, found.why_not) | common
     if anew is not None and not anew.norm <= TOLERANCE_ANEW:
-        told = max(result.simulation_sd[name] / error for name, error in result.std_errors.items())
-        said = f"on nodes made anew: {anew.why_not}; told: estimates differ by {told:.1g} standard errors between draws"
+        told = max(result.simulation_error.values())
+        said = (
+            f"on nodes made anew: {anew.why_not}; told: draws leave estimates uncertain by {told:.1g} standard errors"
+        )
         enough = told >= TOLERANCE_ANEW / 2
         return _outcome("converged, draws too few, and said so" if enough else "error not told", start, said) | common
     return _outcome("converged", start, "") | common
@@ -363,7 +365,7 @@ def new_report() -> Report:
         "differences that is not definite, or standard errors that are not finite. For estimates here the gradient too "
         "is by finite differences of the log-likelihood. ‘Draws too few’: importance sampling whose gradient exceeds "
         f"{TOLERANCE_ANEW:g} standard errors on nodes made anew at the estimates; ‘error not told’ where, moreover, no "
-        f"simulation_sd of the result is as large as {TOLERANCE_ANEW / 2:g} standard errors. A named failure is an "
+        f"simulation_error of the result is as large as {TOLERANCE_ANEW / 2:g} standard errors. A named failure is an "
         f"error that says what is wrong with data or model. An estimation is stopped after {LIMIT} s.",
         "xlogit",
         "scipy",

@@ -37,8 +37,9 @@ _SETTLED, _UNSETTLED = 0.05, 0.3
 _ROUNDS = 3
 # Nothing has converged where importance sampling has fewer effective draws for one individual in 20.
 _FEWEST = 4.0
-# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a tenth where it can.
-_TOLERANCE = 1e-4
+# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a hundredth where it can. Where
+# coefficients break, gradients jump from draw to draw.
+_TOLERANCE, _TOLERANCE_OF_BREAKS = 1e-3, 5e-2
 # A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
 _FAR = 5e-3
 # Families whose parameters have the units of the coefficient.
@@ -377,11 +378,15 @@ class Search:
             step = (theta - before)[free]
             if float(step @ torch.linalg.pinv(spread, hermitian=True) @ step) < _SETTLED**2:
                 break
-        maximum = self._counted(refine_loglik(restricted, theta[free], spread, gradient_tolerance=_TOLERANCE))
+        maximum = self._counted(refine_loglik(restricted, theta[free], spread, gradient_tolerance=self._tolerance))
         found = Found(maximum, restricted.full(maximum.params), free, watched.loglik, maker, (), *self._counts)
         moved = maximum.params - theta[free]
         settled = float(moved @ -maximum.hessian @ moved) < _UNSETTLED**2
         return found, not maker.centred or (settled and enough_effective(maker, found.loglik, found.params))
+
+    @property
+    def _tolerance(self) -> float:
+        return _TOLERANCE_OF_BREAKS if self.specification.breaks else _TOLERANCE
 
     def _ran_away(self, theta: Tensor) -> str:
         natural = self.specification.natural(theta).tolist()
@@ -410,7 +415,8 @@ class Search:
         """Which parameters still go far, on a likelihood that is flat: it has no maximum but at infinity."""
         maximum = found.maximum
         step = torch.linalg.solve(-maximum.hessian, maximum.gradient)
-        far = step.abs() > _FAR * torch.maximum(maximum.params.abs(), self.sizes[found.free])
+        least = _FAR * self._tolerance / _TOLERANCE
+        far = step.abs() > least * torch.maximum(maximum.params.abs(), self.sizes[found.free])
         names = [self.specification.names[i] for i in found.free[far].tolist()]
         return f"{names} move on without end, on a likelihood that hardly rises" if names else ""
 

@@ -234,12 +234,21 @@ class Random:
         """Whether the family is never negative before the sign."""
         return self.family in _POSITIVE or (self.family in _LIMITS and self.limits[0] >= 0.0)
 
-    def transform(self, latent: torch.Tensor) -> torch.Tensor:
-        """The coefficient before its sign from loc + scale * v."""
+    def transform(self, latent: torch.Tensor, bend: torch.Tensor | None = None) -> torch.Tensor:
+        """The coefficient before its sign from loc + scale * v.
+
+        ``bend``, for censored_normal: the width over which max(0, .) bends, ``E max(0, latent + bend z)``.
+        """
         if self.family == "lognormal":
             return latent.exp()
         if self.family == "censored_normal":
-            return latent.clamp_min(0.0)
+            if bend is None:
+                return latent.clamp_min(0.0)
+            z = latent / bend
+            bent: torch.Tensor = latent * torch.special.ndtr(z) + bend * torch.exp(-0.5 * z * z) / math.sqrt(
+                2 * math.pi
+            )
+            return bent
         if self.family == "johnson_sb":
             low, high = self.limits
             return low + (high - low) * torch.sigmoid(latent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -91,10 +91,13 @@ class Nodes:
         Standard variables; one row for all, or one an individual.
     log_weight : Tensor, shape (N or 1, K)
         log of the weights, which sum to about 1.
+    bend : float
+        Width of the bend that stands for the break of a censored normal in second derivatives, in standard deviations.
     """
 
     base: Tensor
     log_weight: Tensor
+    bend: float = 0.05
 
     @property
     def num(self) -> int:
@@ -104,8 +107,9 @@ class Nodes:
     def of(self, rows: Tensor) -> Nodes:
         """Those of some individuals; each base variate's draws lie side by side in memory."""
         if len(self.base) > 1:
-            return Nodes(self.base.mT[rows].mT, self.log_weight if len(self.log_weight) == 1 else self.log_weight[rows])
-        return self if len(self.log_weight) == 1 else Nodes(self.base, self.log_weight[rows])
+            base = self.base.mT[rows].mT
+            return replace(self, base=base, log_weight=self.log_weight[rows if len(self.log_weight) > 1 else slice(1)])
+        return self if len(self.log_weight) == 1 else replace(self, log_weight=self.log_weight[rows])
 
 
 @dataclass(frozen=True)
@@ -210,10 +214,10 @@ class _Chunk(_Group):
     nodes: Nodes
     others: int
 
-    def _varying(self, specification: Specification, theta: Tensor) -> Tensor:
-        """Coefficients (n, C, K) that vary; theta (P,)."""
+    def _varying(self, specification: Specification, theta: Tensor, bend: float | None = None) -> Tensor:
+        """Coefficients (n, C, K) that vary; theta (P,), ``bend`` as of :meth:`Specification.varying`."""
         n = len(self.rows)
-        columns = specification.varying(theta.expand(n, -1).unbind(1), self.nodes.base, self.covariates)
+        columns = specification.varying(theta.expand(n, -1).unbind(1), self.nodes.base, self.covariates, bend)
         return torch.stack(columns, 1) if columns else self.varying.new_zeros(n, 0, self.nodes.num)
 
     @torch.no_grad()
@@ -395,12 +399,13 @@ class _Chunk(_Group):
 
     @torch.enable_grad()
     def _map_curvature(self, specification: Specification, theta: Tensor, by_beta: Tensor) -> Tensor:
-        """sum over nodes of by_beta (n, C, K) times the second derivatives of the coefficients, (P, P)."""
+        """sum over nodes of by_beta (n, C, K) times the second derivatives of the coefficients, (P, P).
+
+        Where a coefficient breaks, these are 0 at every node, yet not on average: there it bends.
+        """
         leaf = theta.detach().clone().requires_grad_(True)
-        beta = self._varying(specification, leaf)
+        beta = self._varying(specification, leaf, self.nodes.bend)
         (first,) = torch.autograd.grad((by_beta * beta).sum(), leaf, create_graph=True)
-        if not first.requires_grad:  # piecewise linear
-            return first.new_zeros(len(first), len(first))
         rows = [torch.autograd.grad(x, leaf, retain_graph=True, materialize_grads=True)[0] for x in first]
         return torch.stack(rows)
 

@@ -34,7 +34,7 @@ from mixlogit_align.econometrics.nodes import NodeMaker, default_maker, effectiv
 from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitResult, Optimum
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.econometrics.strength import StrengthModel
-from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain
+from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
 from mixlogit_align.inference import (
     Restricted,
     bootstrap,
@@ -305,7 +305,7 @@ class MixedLogitModel:
             More than 1: further random starts; every optimum found is in ``result.optima``, the best is the result.
         num_redraws : int
             Fresh draws from which ``simulation_sd`` is computed, a Newton step each; a rule without draws is compared
-            with more nodes, once. 0: not computed.
+            with more nodes, once. 0: neither it nor ``simulation_bias``, from half the draws, is computed.
         num_replications : int
             Of the bootstrap.
         seed : int
@@ -323,6 +323,8 @@ class MixedLogitModel:
         -----
         ConvergenceWarning
             If the evidence of convergence is incomplete.
+        IntegrationWarning
+            If the rule that was chosen here leaves an estimate uncertain by more than half a standard error.
 
         Raises
         ------
@@ -382,7 +384,15 @@ class MixedLogitModel:
                     ConvergenceWarning,
                     stacklevel=2,
                 )
-            return self._result(best, ends, held, cov_type, num_redraws, num_replications, seed)
+            result = self._result(best, ends, held, cov_type, num_redraws, num_replications, seed)
+        if integration is None and result.coarse:
+            warnings.warn(
+                f"too few draws in {result.integration.rule}: {result.too_coarse}. Try integration= with more draws, "
+                "or fewer random coefficients",
+                IntegrationWarning,
+                stacklevel=2,
+            )
+        return result
 
     def _held(self, hold: Mapping[str, float] | None) -> dict[str, float]:
         held = {name: float(value) for name, value in (hold or {}).items()}
@@ -518,6 +528,7 @@ class MixedLogitModel:
                 stacklevel=3,
             )
         integration, simulation_sd = self._integration(found, theta, free, slopes, num_redraws)
+        simulation_bias = self._simulation_bias(found, theta, free, slopes) if num_redraws else {}
         situations = self.data.weights[self.data.individual]
         return MixedLogitResult(
             params=dict(zip(spec.names, natural.tolist(), strict=True)),
@@ -536,6 +547,7 @@ class MixedLogitModel:
             fixed=None,
             integration=integration,
             simulation_sd=simulation_sd,
+            simulation_bias=simulation_bias,
             cov_type=cov_type,
             specification=str(spec),
             not_in_model=tuple(
@@ -576,19 +588,20 @@ class MixedLogitModel:
             return IntegrationReport(rule="exact", error=0.0, reference="no random coefficient"), {}
         ess = float(effective_draws(found.loglik, theta).min()) if isinstance(rule, ImportanceSampling) else None
         makers = [found.maker.again(i) for i in range(1, num_redraws + 1)]
+        if not found.maximum.converged:
+            makers = []
         moves, logliks = [], []
         for maker in makers:
-            if maker is None or not found.maximum.converged:
+            if maker is None:
                 break
-            other = SimulatedLoglik(found.loglik.data, spec, maker.nodes(theta))
-            value, gradient = other.gradient(theta)
-            moves.append(torch.linalg.solve(-found.maximum.hessian, gradient[free]) * slopes[free])
-            logliks.append(value)
+            move, rise = self._moved(found, maker.nodes(theta), theta, free, slopes)
+            moves.append(move)
+            logliks.append(rise)
         if not moves:
             why = "no other draws to compare with" if isinstance(rule, FixedDraws) else "not computed"
             return IntegrationReport(rule=repr(rule), error=math.nan, reference=why, ess=ess), {}
         step = torch.stack([torch.zeros_like(moves[0]), *moves])
-        differences = torch.tensor([0.0, *[value - found.maximum.loglik for value in logliks]], dtype=torch.float64)
+        differences = torch.tensor([0.0, *logliks], dtype=torch.float64)
         names = [spec.names[i] for i in free.tolist()]
         if isinstance(rule, Quadrature):
             reference = repr(makers[0].rule) if makers[0] else ""
@@ -603,6 +616,25 @@ class MixedLogitModel:
             **sd,
             "loglik": sd_loglik,
         }
+
+    def _simulation_bias(self, found: Found, theta: Tensor, free: Tensor, slopes: Tensor) -> dict[str, float]:
+        """How far log-likelihood and estimates move with half the draws, the mean of the two halves."""
+        if not found.maximum.converged:
+            return {}
+        halves = [self._moved(found, half, theta, free, slopes) for half in found.maker.halves(found.loglik.nodes)]
+        if not halves:
+            return {}
+        moves, rises = zip(*halves, strict=True)
+        names = [self.specification.names[i] for i in free.tolist()]
+        bias = dict(zip(names, torch.stack(moves).mean(0).tolist(), strict=True))
+        return {**bias, "loglik": math.fsum(rises) / len(rises)}
+
+    def _moved(self, found: Found, nodes: Nodes, theta: Tensor, free: Tensor, slopes: Tensor) -> tuple[Tensor, float]:
+        """A Newton step (Q,) of natural parameters, and the rise of the log-likelihood, with other nodes."""
+        other = SimulatedLoglik(found.loglik.data, self.specification, nodes)
+        value, gradient = other.gradient(theta)
+        step = torch.linalg.solve(-found.maximum.hessian, gradient[free]) * slopes[free]
+        return step, value - found.maximum.loglik
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -641,7 +673,7 @@ def _positive(found: Found, spec: Specification) -> Found:
         gradient=found.maximum.gradient * own,
         hessian=own[:, None] * found.maximum.hessian * own,
     )
-    nodes = Nodes(base, found.loglik.nodes.log_weight)
+    nodes = replace(found.loglik.nodes, base=base)
     loglik = SimulatedLoglik(found.loglik.data, spec, nodes)
     return replace(found, params=theta * signs, maximum=maximum, loglik=loglik)
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,12 +29,13 @@ _NODES = 64
 _CENTRED_NODES = 64
 # Nodes of lower weight are left out; all together they weigh less than 1e-17.
 _NEGLIGIBLE = 1e-24
+# Length of a grid of quadrature, in standard deviations.
+_RANGE = 17.0
 # Default number of draws.
 _CENTRED_DRAWS = 128
 _PRIOR_SHARE = 0.1
 # Where these do not do: draws and share of the prior for posteriors unlike a normal.
-_MORE_CENTRED_DRAWS = 512
-_MORE_PRIOR_SHARE = 0.25
+_MORE = ImportanceSampling(512, prior_share=0.25)
 _DRAWS = 1024
 # Largest work, utilities times nodes, of quadrature in two dimensions by default.
 _AFFORDABLE = 2e7
@@ -115,10 +116,9 @@ class NodeMaker:
 
     def finer(self) -> NodeMaker | None:
         """More importance sampling, for posteriors unlike a normal; None where there is no more."""
-        if not isinstance(self.rule, ImportanceSampling) or self.rule.num_draws >= _MORE_CENTRED_DRAWS:
+        if not isinstance(self.rule, ImportanceSampling) or self.rule.num_draws >= _MORE.num_draws:
             return None
-        rule = ImportanceSampling(_MORE_CENTRED_DRAWS, prior_share=_MORE_PRIOR_SHARE)
-        return NodeMaker(rule, self.data, self.specification)
+        return NodeMaker(_MORE, self.data, self.specification)
 
     def again(self, redraw: int) -> NodeMaker | None:
         """The rule with other draws (redraw = 1, 2, ...), or with twice the nodes; None where there is no other."""
@@ -132,11 +132,30 @@ class NodeMaker:
             return NodeMaker(finer, self.data, self.specification)
         return NodeMaker(rule.reseeded(redraw), self.data, self.specification)
 
+    def halves(self, nodes: Nodes) -> list[Nodes]:
+        """The draws of ``nodes`` as two samples of half the size; none where they are no sample."""
+        if nodes.num < 2 or isinstance(self.rule, Quadrature) or not self.specification.num_dims:
+            return []
+        if isinstance(self.rule, FixedDraws) and self.rule.weights is not None:
+            return []
+        first = _first_half(self.rule, nodes.num)
+        gain = [math.log(nodes.num / int(half.sum())) for half in (first, ~first)]
+        return [
+            replace(nodes, base=nodes.base.mT[..., half].mT, log_weight=nodes.log_weight[:, half] + more)
+            for half, more in zip((first, ~first), gain, strict=True)
+        ]
+
     def nodes(self, theta: Tensor) -> Nodes:
         """Nodes for parameters near ``theta`` (P,)."""
         made = self._centred(theta) if self.centred else self.prior()
         device = self.data.weights.device
-        return Nodes(made.base.to(device), made.log_weight.to(device))
+        return Nodes(made.base.to(device), made.log_weight.to(device), self._bend(made.num))
+
+    def _bend(self, num_nodes: int) -> float:
+        """As of :class:`Nodes`: as wide as a grid's step, or so wide that some hundred draws fall into it."""
+        if isinstance(self.rule, Quadrature):
+            return _RANGE / self._per_dimension
+        return min(0.1, max(0.01, 10.0 / math.sqrt(self.data.num_individuals * num_nodes)))
 
     def prior(self) -> Nodes:
         """Nodes that know nothing of choices."""
@@ -220,6 +239,21 @@ def _stretched(mode: Tensor, sd: Tensor, num_nodes: int) -> tuple[Tensor, Tensor
     return z[..., None], log_weights
 
 
+def _first_half(rule: Integration, num_draws: int) -> Tensor:
+    """Which draws (K,), bool, are a sample as the others are."""
+    index = torch.arange(num_draws)
+    kind = getattr(rule, "kind", None)
+    if kind in ("stratified", "mlhs"):  # ordered by cell
+        return index % 2 == 0
+    parts = [num_draws]
+    if kind == "antithetic":
+        parts = [num_draws // 2, num_draws // 2]
+    elif isinstance(rule, ImportanceSampling):
+        from_prior = round(rule.prior_share * num_draws)
+        parts = [num_draws - from_prior, from_prior]
+    return torch.cat([torch.arange(part) < part // 2 for part in parts])
+
+
 def _equal(num_draws: int) -> Tensor:
     return torch.full((1, num_draws), -math.log(num_draws), dtype=torch.float64)
 
@@ -239,7 +273,8 @@ def enough_effective(maker: NodeMaker, loglik: SimulatedLoglik, theta: Tensor) -
 
 def first_maker(data: PanelData, specification: Specification) -> NodeMaker:
     """A cheap rule to begin with, where the rule is yet to be chosen."""
-    rule = Quadrature(_FEW_NODES) if specification.num_dims <= 1 else QuasiMonteCarlo("sobol", _FEW)
+    smooth = specification.num_dims <= 1 and not specification.breaks
+    rule = Quadrature(_FEW_NODES) if smooth else QuasiMonteCarlo("sobol", _FEW)
     return NodeMaker(rule, data, specification)
 
 
@@ -248,7 +283,9 @@ def default_maker(data: PanelData, specification: Specification, theta: Tensor) 
 
     One random coefficient: quadrature, in panels about each individual's mode. Two in a cross-section: quadrature on a
     product of nodes where affordable. Panels: Laplace-centred importance sampling, if effective sample sizes are large
-    enough (the search takes four times the draws where these have not settled at the maximum). Else quasi-random draws.
+    enough (the search takes four times the draws where these have not settled at the maximum). Else quasi-random
+    draws. Where a coefficient breaks, four times the draws and no quadrature, whose nodes meet the break at the same
+    parameters for many individuals.
 
     Parameters
     ----------
@@ -261,12 +298,13 @@ def default_maker(data: PanelData, specification: Specification, theta: Tensor) 
     NodeMaker
     """
     dims = specification.num_dims
-    if dims <= 1:
+    if dims <= 1 and not specification.breaks:
         return NodeMaker(Quadrature(), data, specification)
     if data.is_panel:
-        maker = NodeMaker(ImportanceSampling(_CENTRED_DRAWS, prior_share=_PRIOR_SHARE), data, specification)
+        usual = ImportanceSampling(_CENTRED_DRAWS, prior_share=_PRIOR_SHARE)
+        maker = NodeMaker(_MORE if specification.breaks else usual, data, specification)
         if enough_effective(maker, SimulatedLoglik(data, specification, maker.nodes(theta)), theta):
             return maker
-    elif dims == 2 and data.num_utilities * _NODES**2 <= _AFFORDABLE:
+    elif dims == 2 and not specification.breaks and data.num_utilities * _NODES**2 <= _AFFORDABLE:
         return NodeMaker(Quadrature(), data, specification)
     return NodeMaker(QuasiMonteCarlo("sobol", _DRAWS), data, specification)

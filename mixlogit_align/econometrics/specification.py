@@ -255,10 +255,15 @@ class Specification:
         """F: fixed coefficients that no varying factor multiplies."""
         return 0 if self.all_vary else len(self.fixed)
 
-    def varying(self, theta: Sequence[Tensor], base: Tensor, covariates: Tensor) -> list[Tensor]:
-        """Columns (N, K) of the coefficients that vary; as :meth:`coefficients`, theta in columns (N,)."""
+    def varying(
+        self, theta: Sequence[Tensor], base: Tensor, covariates: Tensor, bend: float | None = None
+    ) -> list[Tensor]:
+        """Columns (N, K) of the coefficients that vary; as :meth:`coefficients`, theta in columns (N,).
+
+        ``bend``: the width, in standard deviations, over which a censored normal bends; by default it breaks.
+        """
         params = [x.exp() if name in self.logged else x for name, x in zip(self.names, theta, strict=True)]
-        random = self._random_coefficients(params, base, covariates)
+        random = self._random_coefficients(params, base, covariates, bend)
         if not self.all_vary:
             return random
         shape = (len(params[0]), base.shape[1])
@@ -282,7 +287,14 @@ class Specification:
         """Whether fixed coefficients are multiplied by what varies."""
         return self.wtp_space is not None or self.scale_heterogeneity
 
-    def _random_coefficients(self, params: Sequence[Tensor], base: Tensor, covariates: Tensor) -> list[Tensor]:
+    @property
+    def breaks(self) -> bool:
+        """Whether coefficients break, so that derivatives of a simulated log-likelihood jump from draw to draw."""
+        return any(random.family == "censored_normal" for random in self.random.values())
+
+    def _random_coefficients(
+        self, params: Sequence[Tensor], base: Tensor, covariates: Tensor, bend: float | None
+    ) -> list[Tensor]:
         """Columns (N, K) of the random coefficients; params are columns (N,)."""
         found = []
         variates = dict(zip(self.random, base.unbind(-1), strict=False))
@@ -292,18 +304,23 @@ class Specification:
                 slope = params[self.index[f"{name}.loc:{covariate}"]]
                 first = first + slope * covariates[:, self.covariates.index(covariate)]
             block = self.block_of(name)
-            if block is not None:
+            if random.family in LOCATED:
+                weights = (
+                    {name: params[self.index[f"{name}.{random.parameters[1]}"]]}
+                    if block is None
+                    else {col: params[self.index[f"chol.{name}.{col}"]] for col in block[: block.index(name) + 1]}
+                )
                 latent = first[:, None]
-                for col in block[: block.index(name) + 1]:
-                    weight = params[self.index[f"chol.{name}.{col}"]]
+                for col, weight in weights.items():
                     latent = torch.addcmul(latent, weight[:, None], variates[col])
-                value = random.transform(latent)
+                width = None
+                if bend is not None and random.family == "censored_normal":
+                    sd = torch.stack(list(weights.values())).detach().square().sum(0).sqrt()
+                    width = (bend * sd).clamp_min(1e-300)[:, None]
+                value = random.transform(latent, width)
             else:
                 second = params[self.index[f"{name}.{random.parameters[1]}"]]
-                if random.family in LOCATED:
-                    value = random.transform(torch.addcmul(first[:, None], second[:, None], variates[name]))
-                else:
-                    value = _quantile(random, first[:, None], second[:, None], variates[name])
+                value = _quantile(random, first[:, None], second[:, None], variates[name])
             found.append(value if random.sign == 1 else -value)
         return found
 

@@ -8,6 +8,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -186,7 +187,7 @@ class StrengthModel:
             loglik, mixing = best.loglik, self._family.mixing(best.params)
         if not estimates.converged:
             warnings.warn(estimates.message, ConvergenceWarning, stacklevel=2)
-        simulation_sd = self._simulation_sd(None if at_boundary else best, estimates, integration, num_redraws)
+        simulation = self._simulation(None if at_boundary else best, estimates, integration, num_redraws)
 
         natural = self._names(self._family.names)
         moments = self._names(("mean", "sd"))
@@ -217,7 +218,8 @@ class StrengthModel:
             not_in_model=tuple(name for name in self.data.variables if name != self.variable),
             held={},
             scales=tuple(name for name in natural if name.endswith(".scale")),
-            simulation_sd=simulation_sd,
+            simulation_sd=simulation[0],
+            simulation_bias=simulation[1],
             n_individuals=float(self.data.weights.sum()),
             nobs=float(situation_weights.sum()),
             iterations=best.iterations,
@@ -455,15 +457,15 @@ class StrengthModel:
         finer = None if self._compressed is None else compressed(self.data, self.variable, self.random.sign, STEP / 2)
         return self._chunks if finer is None else [compressed_chunk(finer)]
 
-    def _simulation_sd(
+    def _simulation(
         self, best: MaximumLikelihood | None, estimates: _Estimates, rule: Integration | None, num_redraws: int
-    ) -> dict[str, float]:
-        """How far log-likelihood and parameters move, by a Newton step, with other draws or with more nodes.
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """How far log-likelihood and parameters move, by a Newton step: with other draws or nodes, with half the draws.
 
         None of them at the boundary: a fixed strength needs no integral.
         """
         if best is None or not (num_redraws and estimates.converged) or isinstance(rule, FixedDraws):
-            return {}
+            return {}, {}
         names = [*self._names(self._family.names), "loglik"]
         to_natural = torch.autograd.functional.jacobian(self._family.natural, best.params)
 
@@ -478,7 +480,11 @@ class StrengthModel:
             spread = torch.stack([torch.zeros_like(moves[0]), *moves]).std(0)
         else:
             spread = move(self._reference_chunks, _finer(rule)).abs()
-        return dict(zip(names, spread.tolist(), strict=True))
+        sd = dict(zip(names, spread.tolist(), strict=True))
+        if not isinstance(rule, MonteCarlo | QuasiMonteCarlo) or rule.num_draws < 4:
+            return sd, {}
+        half = replace(rule, num_draws=2 * (rule.num_draws // 4))  # even, as antithetic draws are
+        return sd, dict(zip(names, move(self._chunks, half).tolist(), strict=True))
 
 
 def _finer(rule: Integration | None) -> Quadrature:

@@ -22,7 +22,7 @@ _NEWTON_STEPS = 10
 _NEAR = 0.02
 # Iterations of the trust region where gradients alone did not arrive: from near a maximum it needs a few, and goes on
 # without end only where there is none.
-_LAST_RESORT = 60
+_LAST_RESORT = 40
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def refine_loglik(
     start: torch.Tensor,
     covariance: torch.Tensor,
     *,
-    gradient_tolerance: float = 1e-4,
+    gradient_tolerance: float = 1e-3,
     max_iterations: int = 30,
 ) -> MaximumLikelihood:
     """Maximise a log-likelihood from near its maximum, with one Hessian.
@@ -332,9 +332,9 @@ def refine_loglik(
     covariance : torch.Tensor, shape (P, P)
         About the inverse of minus the Hessian, such as that of a log-likelihood simulated with fewer draws.
     gradient_tolerance : float
-        As in :func:`maximize_loglik`; steps go on to a tenth of it where they can.
+        As in :func:`maximize_loglik`; steps go on to a hundredth of it where they can.
     max_iterations : int
-        As in :func:`approach_loglik`; where :func:`maximize_loglik` goes on, it has 60.
+        As in :func:`approach_loglik`; where :func:`maximize_loglik` goes on, it has 40.
 
     Returns
     -------
@@ -354,7 +354,7 @@ def refine_loglik(
         return _evidence(point, at, norm, gradient_tolerance, iterations, evaluations)
     if not norm < _NEAR:
         return from_here(point)
-    while norm > gradient_tolerance / 10:  # the Hessian stands: so close by it hardly changes
+    while norm > gradient_tolerance / 100:  # the Hessian stands: so close by it hardly changes
         step = _newton_step(at.gradient, at.hessian)
         assert step is not None, "the norm would be infinite"
         trial = point + step

@@ -73,9 +73,10 @@ def test_derivatives_are_those_written_out(case: Case, kind: str) -> None:
     torch.testing.assert_close(fused.scores(theta)[1], scores, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(fused.gradient(theta)[1], fused.weights @ scores, rtol=1e-10, atol=1e-11)
     at = fused.derivatives(theta)
-    hessian = torch.autograd.functional.hessian(lambda t: fused.weights @ value(t), theta)
     torch.testing.assert_close(at.gradient, fused.weights @ scores, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(at.hessian, hessian, rtol=1e-9, atol=1e-10)
+    if not fused.specification.breaks:  # the curvature of a break is no draw's, see test_a_censored_normal
+        hessian = torch.autograd.functional.hessian(lambda t: fused.weights @ value(t), theta)
+        torch.testing.assert_close(at.hessian, hessian, rtol=1e-9, atol=1e-10)
     outer = fused.outer_product(theta)
     torch.testing.assert_close(outer.hessian, -scores.T @ (fused.weights[:, None] * scores), rtol=1e-10, atol=1e-11)
 

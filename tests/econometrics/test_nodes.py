@@ -30,6 +30,65 @@ def theta(made: NodeMaker) -> torch.Tensor:
     return torch.full((len(made.specification.names),), 0.4, dtype=torch.float64)
 
 
+# ------------------------------------------------------------------ halves of the draws
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        MonteCarlo(33),
+        MonteCarlo(32, kind="stratified"),
+        MonteCarlo(32, kind="antithetic"),
+        MonteCarlo(32, sharing="batch"),
+        QuasiMonteCarlo("halton", 32),
+        QuasiMonteCarlo("mlhs", 32),
+        QuasiMonteCarlo("sobol", 32),
+        ImportanceSampling(32, prior_share=0.0),
+        ImportanceSampling(64, prior_share=0.25),
+        FixedDraws(torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))),
+    ],
+    ids=repr,
+)
+def test_halves_are_the_draws_and_integrate_as_they_do(rule: Any) -> None:
+    made = maker(rule, {"b": "normal", "c": "normal"})
+    whole = made.nodes(theta(made))
+    halves = made.halves(whole)
+    assert {half.num for half in halves} <= {whole.num // 2, (whole.num + 1) // 2}
+    both = torch.cat([half.base for half in halves], 1)
+    assert torch.equal(both.sum(-1).sort(1).values, whole.base.sum(-1).sort(1).values)
+    weights = torch.stack([half.log_weight.exp().sum(1) for half in halves])
+    # equal weights sum to one; those of 32 and more draws about the modes nearly
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0.0, atol=0.25 if made.centred else 1e-12)
+    shares = torch.tensor([half.num / whole.num for half in halves], dtype=torch.float64)
+    total = sum(share * half.log_weight.exp().sum(1) for share, half in zip(shares, halves, strict=True))
+    torch.testing.assert_close(total, whole.log_weight.exp().sum(1), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("kind", ["stratified", "mlhs"])
+def test_each_half_covers_the_first_dimension(kind: str) -> None:
+    rule = MonteCarlo(32, kind="stratified") if kind == "stratified" else QuasiMonteCarlo("mlhs", 32)
+    made = maker(rule, {"b": "normal", "c": "normal"})
+    for half in made.halves(made.nodes(theta(made))):
+        cell = (torch.special.ndtr(half.base[..., 0]) * 16).floor().long().sort(1).values
+        assert torch.equal(cell, torch.arange(16).expand_as(cell))
+
+
+def test_each_half_of_antithetic_draws_is_antithetic() -> None:
+    made = maker(MonteCarlo(32, kind="antithetic"), {"b": "normal", "c": "normal"})
+    sums = torch.stack([half.base.sum(1) for half in made.halves(made.nodes(theta(made)))])
+    torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [Quadrature(16), FixedDraws(torch.zeros(2, 2), torch.tensor([0.25, 0.75])), FixedDraws(torch.zeros(1, 2))],
+    ids=["quadrature", "weighted", "one draw"],
+)
+def test_what_is_no_sample_has_no_halves(rule: Any) -> None:
+    made = maker(rule, {"b": "normal", "c": "normal"})
+    assert made.halves(made.nodes(theta(made))) == []
+
+
 # ------------------------------------------------------------------ accuracy
 
 

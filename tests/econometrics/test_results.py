@@ -56,6 +56,7 @@ def result(**changes: Any) -> MixedLogitResult:
         "fixed": None,
         "integration": IntegrationReport("Rule(100)", 1e-3, "Rule(200)"),
         "simulation_sd": {},
+        "simulation_bias": {},
         "cov_type": "robust",
         "specification": "price; time normal",
         "not_in_model": (),
@@ -149,11 +150,22 @@ def test_no_test_of_a_spread_at_the_boundary() -> None:
 
 
 def test_the_frame_has_it_all() -> None:
-    frame = result(simulation_sd={"time.loc": 0.01, "loglik": 0.2}).to_frame()
-    assert list(frame.columns) == ["estimate", "std_error", "z", "pvalue", "lower", "upper", "simulation_sd"]
+    bias = {"time.loc": -0.02, "loglik": -0.3}
+    frame = result(simulation_sd={"time.loc": 0.01, "loglik": 0.2}, simulation_bias=bias).to_frame()
+    assert list(frame.columns) == [
+        "estimate",
+        "std_error",
+        "z",
+        "pvalue",
+        "lower",
+        "upper",
+        "simulation_sd",
+        "simulation_bias",
+    ]
     assert list(frame.index) == ["price", "time.loc", "time.scale"]
     assert frame["estimate"].tolist() == [-0.5, -1.2, 0.8]
     assert frame.loc["time.loc", "simulation_sd"] == 0.01
+    assert frame.loc["time.loc", "simulation_bias"] == -0.02
     assert math.isnan(frame.loc["price", "simulation_sd"])
 
 
@@ -161,9 +173,9 @@ def test_the_frame_has_it_all() -> None:
 
 GOLDEN = """\
 Mixed logit, price; time normal: 50 individuals, 500 situations
-            estimate  std. error      z        p  simulation sd
+            estimate  std. error      z        p  simulation sd  simulation bias
 price           -0.5         0.2  -2.50   0.0124
-time.loc        -1.2         0.3  -4.00  <0.0001          0.012
+time.loc        -1.2         0.3  -4.00  <0.0001          0.012            -0.16
 time.scale       0.8         0.5   1.60   0.1096
 
 time.mean       -1.2         0.3
@@ -176,7 +188,8 @@ NOT converged: well done
 gradient norm 1.0e-09, smallest eigenvalue of minus the Hessian 3.5; 7 iterations, 9 evaluations
 integration: Rule(100), error of the log-likelihood 1.0e-03 (against Rule(200))
 smallest effective sample size 61.2
-simulation sd of the log-likelihood 0.25
+simulation sd of the log-likelihood 0.25, bias -1.5
+TOO FEW DRAWS: they leave time.loc uncertain by 0.53 standard errors
 log-likelihoods from 2 starts: -280.0000, -281.5000 (not converged)"""
 
 
@@ -186,6 +199,7 @@ def full() -> MixedLogitResult:
         not_in_model=("age", "income"),
         integration=IntegrationReport("Rule(100)", 1e-3, "Rule(200)", ess=61.23),
         simulation_sd={"time.loc": 0.0123, "loglik": 0.25},
+        simulation_bias={"time.loc": -0.16, "loglik": -1.5},
         optima=(Optimum({"price": -0.5}, -280.0, True), Optimum({"price": 0.0}, -281.5, False)),
     )
 
