@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -348,7 +348,7 @@ def recovery_study(
         missing = [number for number in range(num_replications) if number not in done]
         advance = stack.enter_context(_bar(num_replications, num_replications - len(missing), progress))
         succeeded = any(each.failure is None for each in done.values())
-        for replication in _parallel(design, missing, n_jobs):
+        for replication in stack.enter_context(_closing(_parallel(design, missing, n_jobs))):
             if not succeeded and _misused(replication.failure):
                 raise InvalidInputError(str(replication.failure).partition(": ")[2])
             succeeded |= replication.failure is None
@@ -393,7 +393,7 @@ def _misused(failure: str | None) -> bool:
     return failure is not None and failure.startswith((InvalidInputError.__name__, IntegrationError.__name__))
 
 
-def _parallel(design: StudyDesign, numbers: Sequence[int], n_jobs: int | None) -> Iterator[Replication]:
+def _parallel(design: StudyDesign, numbers: Sequence[int], n_jobs: int | None) -> Generator[Replication]:
     """Replications as they are done, in any order."""
     if not numbers:
         return
@@ -412,6 +412,18 @@ def _parallel(design: StudyDesign, numbers: Sequence[int], n_jobs: int | None) -
             yield from shared(delayed(_replicate)(design, number) for number in wave)
     finally:
         torch.set_num_threads(threads)  # a worker may have been this process
+
+
+@contextmanager
+def _closing(running: Generator[Replication]) -> Iterator[Iterator[Replication]]:
+    """Whatever ends a study ends the work for it."""
+    try:
+        yield running
+    finally:
+        with warnings.catch_warnings():
+            # what joblib warns of: unfinished tasks, which the next call begins anew
+            warnings.filterwarnings("ignore", ".* still being processed by the workers", UserWarning)
+            running.close()
 
 
 def _replicate(design: StudyDesign, number: int) -> Replication:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,19 +19,6 @@ from mixlogit_align.econometrics.command import read_rule
 from mixlogit_align.errors import ConvergenceWarning, InvalidInputError
 
 Run = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command line in an empty folder: its exit status and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(line: str) -> tuple[int, str, str]:
-        status = cli.main(shlex.split(line))
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
 
 
 def one_line(text: str) -> bool:

@@ -6,7 +6,6 @@ import functools
 import json
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from mixlogit_align.econometrics.study import StudyDesign
 from mixlogit_align.econometrics.study_folder import Replication, StudyFolder
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError
 
+Run = Callable[[str], tuple[int, str, str]]
 # A conditional logit: its fit takes milliseconds.
 QUICK: dict[str, Any] = {"truth": {"x": 0.5}, "fixed": ["x"], "num_individuals": 40, "num_replications": 5}
 STRENGTH: dict[str, Any] = {"num_individuals": 40, "num_situations": 3, "num_replications": 3}
@@ -683,9 +683,14 @@ def backends() -> Iterator[Callable[[str], Any]]:
 @pytest.mark.parametrize("name", ["loky", "threading", "lists"])
 def test_results_are_the_same_whoever_does_the_work(name: str, backends: Callable[[str], Any], tmp_path: Path) -> None:
     with backends(name):
-        study = quick(num_replications=20, out=tmp_path)
-    assert found(study) == found(quick(num_replications=20))
+        study = quick(num_replications=8, out=tmp_path)
+    assert found(study) == found(quick(num_replications=8))
     assert found(RecoveryStudy.load(tmp_path)) == found(study)
+
+
+def test_work_that_was_begun_is_given_up_without_a_word(backends: Callable[[str], Any]) -> None:
+    with backends("threading"), pytest.raises(InvalidInputError, match=r"^num_starts: got 0"):
+        quick(num_replications=50, fit={"num_starts": 0})
 
 
 def test_dask_does_the_work(tmp_path: Path) -> None:
@@ -756,19 +761,7 @@ def test_what_is_beyond_chance_is_starred() -> None:
 COMMAND = "study --fixed x=0.5 --individuals 40 --situations 2 --jobs 1 --out here"
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    monkeypatch.chdir(tmp_path)
-
-    def call(line: str) -> tuple[int, str, str]:
-        status = cli.main(shlex.split(line))
-        printed = capsys.readouterr()
-        return status, printed.out, printed.err
-
-    return call
-
-
-def test_the_command_is_the_function_and_continues(run: Any, tmp_path: Path, numbers: list[int]) -> None:
+def test_the_command_is_the_function_and_continues(run: Run, tmp_path: Path, numbers: list[int]) -> None:
     status, _, err = run(f"{COMMAND} --replications 3")
     assert (status, err) == (cli.PASSED, "")
     status, out, err = run(f"{COMMAND} --replications 4")
@@ -785,7 +778,7 @@ def test_the_command_is_the_function_and_continues(run: Any, tmp_path: Path, num
     assert (tmp_path / "here/recovery.png").stat().st_size > 1000
 
 
-def test_an_estimation_of_the_command_does_not_begin_at_the_truth(run: Any, tmp_path: Path) -> None:
+def test_an_estimation_of_the_command_does_not_begin_at_the_truth(run: Run, tmp_path: Path) -> None:
     line = 'study --random "t=normal(0.5, 1)" --individuals 30 --jobs 1 --replications 1 --out here'
     assert run(line)[0] == cli.FAILED  # one replication has no statistics
     settings = json.loads((tmp_path / "here/study.json").read_text())["settings"]
@@ -803,7 +796,7 @@ def test_an_estimation_of_the_command_does_not_begin_at_the_truth(run: Any, tmp_
         ("--cov-type sandwich --out elsewhere", "cov_type: got 'sandwich'"),
     ],
 )
-def test_what_cannot_be_studied_is_one_line(more: str, says: str, run: Any) -> None:
+def test_what_cannot_be_studied_is_one_line(more: str, says: str, run: Run) -> None:
     assert run(f"{COMMAND} --replications 2")[0] == cli.FAILED  # two are too few for statistics
     status, out, err = run(f"{COMMAND} {more}")
     assert (status, out) == (cli.USAGE, "")
