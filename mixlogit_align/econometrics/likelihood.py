@@ -22,8 +22,8 @@ from mixlogit_align.numerics.threads import in_threads
 
 Result = TypeVar("Result")
 
-# Utilities of a chunk: about 2 MB of doubles, which stays in the cache.
-_CHUNK = 2**18
+# Utilities of a chunk: about 2 MB of doubles, which stays in the cache; on a CUDA device enough to keep it busy.
+_CHUNK, _CHUNK_ON_CUDA = 2**18, 2**23
 # Individuals with this share of the situations of another are padded to its length.
 _PADDED = 0.6
 # Utility differences below this have an exponential that no sum of them can make overflow.
@@ -484,8 +484,9 @@ class SimulatedLoglik:
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _split(self) -> Iterator[_Chunk]:
+        chunk = _CHUNK_ON_CUDA if self.data.weights.is_cuda else _CHUNK
         for group in self.data.groups:
-            size = max(1, _CHUNK // (group.varying.shape[1] * self.nodes.num))
+            size = max(1, chunk // (group.varying.shape[1] * self.nodes.num))
             for start in range(0, len(group.rows), size):
                 part = slice(start, start + size)
                 rows = group.rows[part]
