@@ -130,7 +130,7 @@ CASES = (
         },
         model={"fixed": ["price"], "random": {"time": "normal"}, "num_classes": 2},
         individuals=800,
-        replications=100,
+        replications=60,
         num_starts=1,
     ),
 )

@@ -28,8 +28,8 @@ from mixlogit_align.numerics.importance import effective_sample_size
 _LITTLE = 0.1
 _EM_STEPS = 500
 # Classes start this far from the logit of all towards one Newton step for a single individual, and a little noise, in
-# standard errors, tells apart those that start at individuals alike.
-_TOWARDS, _NOISE = 0.3, 0.1
+# standard errors, tells apart those that start at individuals alike or where a family has only one sign.
+_TOWARDS, _NOISE = 0.3, 0.2
 # Nodes that depend on parameters follow the estimates until these move by less, in standard errors.
 _SETTLED, _ROUNDS = 0.05, 4
 # Largest remaining Newton step of a maximum, in standard errors: of a simulated log-likelihood, of an exact one.
@@ -119,25 +119,25 @@ class LatentSearch:
         """Classes near individuals drawn by lot, equal shares: estimated coordinates (Q,)."""
         parameters, spec, logit = self.parameters, self.parameters.specification, self.logit
         generator = torch.Generator().manual_seed(seed)
-        beta = torch.tensor([logit.coefficients[name] for name in spec.variables], dtype=torch.float64)
-        error = torch.tensor([logit.std_errors[name] for name in spec.variables], dtype=torch.float64)
-        natural = torch.zeros(len(parameters.names), dtype=torch.float64)
-        each = [beta]
+        each = [torch.tensor([logit.coefficients[name] for name in spec.variables], dtype=torch.float64)]
         if parameters.num_classes > 1:
             chosen = torch.multinomial(self.data.weights, parameters.num_classes, generator=generator)
-            noise = torch.randn(len(chosen), len(beta), generator=generator, dtype=torch.float64)
-            each = list(beta + _TOWARDS * (self._individuals[chosen] - beta) + _NOISE * error * noise)
+            each = list(each[0] + _TOWARDS * (self._individuals[chosen] - each[0]))
+        natural = torch.zeros(len(parameters.names), dtype=torch.float64)
         for c, coefficients in enumerate(each):
             named = dict(zip(spec.variables, coefficients.tolist(), strict=True))
             values = starting_values(self.data, spec, replace(logit, coefficients=named))
             natural[parameters.positions[c]] = torch.tensor([values[name] for name in spec.names], dtype=torch.float64)
-        if parameters.common:
-            values = starting_values(self.data, spec, logit)
-            for name in parameters.common:
-                natural[parameters.index[name]] = values[name]
-        for name, value in self.held.items():
-            natural[parameters.index[name]] = value
-        return parameters.theta(natural)
+        theta = parameters.theta(natural)
+        if parameters.num_classes > 1:
+            shape = theta[parameters.positions].shape
+            noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+            theta[parameters.positions] += _NOISE * self._sizes[parameters.positions] * noise
+        values = starting_values(self.data, spec, logit)
+        known = {name: values[name] for name in parameters.common} | self.held
+        at = torch.tensor([parameters.index[name] for name in known], dtype=torch.int64)
+        natural[at] = torch.tensor(list(known.values()), dtype=torch.float64)
+        return theta.index_copy(0, at, parameters.theta(natural)[at])
 
     # ------------------------------------------------------------------ the search
 

@@ -489,6 +489,15 @@ def test_classes_alike_at_the_start_are_refused() -> None:
         LatentClassModel(two_classes().data, **TWO).fit(start=alike)
 
 
+def test_classes_start_apart_where_a_family_has_the_wrong_sign() -> None:
+    # prices are disliked by all: every class starts with the least that a positive coefficient may be
+    model = LatentClassModel(two_classes().data, random={"price": "lognormal"}, num_classes=2, common=["price.scale"])
+    start = LatentSearch(model.data, model.parameters, model._covariates, {}).start(0)
+    first, second = start[model.parameters.positions]
+    assert first[1] == second[1]
+    assert abs(float(first[0] - second[0])) > 0.01
+
+
 def test_too_many_classes_are_named() -> None:
     # a mixture of any number of classes is no more likely than one of three, here: further ones repeat them
     model = LatentClassModel(two_classes(30, 3).data, ["price", "time"], num_classes=3)
