@@ -82,10 +82,12 @@ class StudyDesign:
                 hint = "natural parameters by name as truth"
                 raise InvalidInputError(explain("model", got=str(spec), expected=expected, hint=hint))
             try:
-                self.truth.mean, self.truth.variance  # noqa: B018 - whether there are any
-            except NotImplementedError as error:
+                known = math.isfinite(_mean_sd(self.truth)[1])
+            except NotImplementedError:
+                known = False
+            if not known:
                 got, hint = f"{self.truth!r}, without moments", "a distribution that has them"
-                raise InvalidInputError(explain("truth", got=got, expected="a mean and variance", hint=hint)) from error
+                raise InvalidInputError(explain("truth", got=got, expected="a mean and variance", hint=hint))
 
     # ------------------------------------------------------------------ one replication
 
@@ -245,8 +247,8 @@ class StudyDesign:
         data = self.sizes["data"]
         if data is not None:
             return f"{data.num_individuals} individuals, {data.num_situations} situations in all"
-        n, t = self.sizes["num_individuals"], self.sizes["num_situations"] or 1
-        return f"{n} individuals, {t} situations each, {self.sizes['num_alternatives'] or 2} alternatives"
+        n, t, j = (self.sizes[f"num_{what}"] for what in ("individuals", "situations", "alternatives"))
+        return f"{n} individuals, {t} situations each, {j} alternatives"
 
 
 def recovery_study(
@@ -324,8 +326,13 @@ def recovery_study(
             expected = "1 or more" if name == "num_replications" else "1 or more, or -1 for one a core"
             raise InvalidInputError(explain(name, got=repr(count), expected=expected, hint=f"{name}=1"))
     specification = Specification.of(fixed, random or {}, correlated, wtp_space, scale_heterogeneity)
-    if not isinstance(truth, Mapping) and data is None and not attributes:
+    if isinstance(truth, Mapping):
+        truth = {name: float(value) for name, value in truth.items()}
+    elif data is None and not attributes:
         attributes = dict.fromkeys(specification.random, dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+    if data is None:  # what is left out is the same study as what is written out
+        num_situations = 1 if num_situations is None else num_situations
+        num_alternatives = 2 if num_alternatives is None else num_alternatives
     design = StudyDesign(
         truth=truth,
         specification=specification,
@@ -334,7 +341,7 @@ def recovery_study(
             "num_individuals": num_individuals,
             "num_situations": num_situations,
             "num_alternatives": num_alternatives,
-            "attributes": attributes,
+            "attributes": attributes or None,
         },
         fit=_fit_options(fit or {}),
         seed=seed,

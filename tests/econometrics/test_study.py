@@ -452,10 +452,18 @@ def test_misuse_is_told_before_anything_is_kept(changes: dict[str, Any], says: s
     assert len(quick(out=tmp_path / "study").converged) == 5
 
 
-def test_a_truth_without_moments_is_refused() -> None:
-    folded = dist.TransformedDistribution(dist.Normal(f64(0.0), f64(1.0)), [dist.transforms.AbsTransform()])
+@pytest.mark.parametrize(
+    "truth",
+    [
+        dist.TransformedDistribution(dist.Normal(0.0, 1.0), [dist.transforms.AbsTransform()]),
+        dist.HalfCauchy(1.0),
+        dist.Pareto(1.0, 2.0),
+    ],
+    ids=["unknown", "none", "infinite"],
+)
+def test_a_truth_without_moments_is_refused(truth: dist.TorchDistribution) -> None:
     with pytest.raises(InvalidInputError, match="without moments"):
-        recovery_study(folded, random={"x": "lognormal"}, **STRENGTH)
+        recovery_study(truth, random={"x": "lognormal"}, **STRENGTH)
 
 
 # ---------------------------------------------------------------------- the folder
@@ -772,6 +780,8 @@ def test_the_command_is_the_function_and_continues(run: Run, tmp_path: Path, num
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "here/statistics.csv", index_col="quantity"), study.to_frame(),
                                   check_names=False)  # fmt: skip
     assert len(pd.read_csv(tmp_path / "here/estimates.csv")) == 4
+    quick(num_situations=2, num_alternatives=2, num_replications=5, out=tmp_path / "here")  # which goes on, too
+    assert numbers[-1] == 4
     page = (tmp_path / "here/summary.html").read_text(encoding="utf-8")
     assert study.summary.as_html() in page
     assert "data:image/png;base64," in page
