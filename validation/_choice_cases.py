@@ -473,6 +473,7 @@ CASES = (
         },
         prepare=_cars,
         reversed=("range",),
+        multimodal=True,
     ),
     ChoiceCase(
         "P12",
