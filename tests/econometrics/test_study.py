@@ -393,6 +393,18 @@ def test_failures_are_recorded_and_counted(failing: Callable[[dict[int, Any]], N
     assert found(RecoveryStudy.load(tmp_path)) == found(study)
 
 
+def test_progress_counts_what_was_done_before_and_what_failed(
+    failing: Callable[[dict[int, Any]], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing({4: ConvergenceError("nowhere")})
+    quick(num_replications=3, out=tmp_path)
+    assert capsys.readouterr().out == ""
+    quick(out=tmp_path, progress=True)
+    shown = capsys.readouterr().out
+    assert "5/5" in shown
+    assert "(1 without estimates)" in shown
+
+
 def test_no_replication_converged(failing: Callable[[dict[int, Any]], None]) -> None:
     failing(dict.fromkeys(range(5), ConvergenceError("nowhere")))
     study = quick()
