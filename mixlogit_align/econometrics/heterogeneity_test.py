@@ -84,9 +84,10 @@ def mcfadden_train_test(model: MixedLogitModel, variables: Sequence[str] | None 
     the logit (McFadden and Train 2000). ``s' V^-1 s`` with ``s = sum_s w_s (z_s,chosen - sum_j P_sj z_sj)`` and V the
     information about the coefficients of z, those of x partialled out.
 
-    Right for any distribution of the coefficients, with no mixed model fitted. It reads situations as independent,
-    which they are under the hypothesis, and so leaves unused what a panel says of heterogeneity between individuals.
-    Means that depend on covariates, WTP space and scale heterogeneity of the model are not in the logit.
+    Right for any distribution of the coefficients, with no mixed model fitted; two-sided, so that less variation than
+    the logit's counts, too. It reads situations as independent, which they are under the hypothesis, and so leaves
+    unused what a panel says of heterogeneity between individuals. Means that depend on covariates, WTP space and scale
+    heterogeneity of the model are not in the logit.
 
     Parameters
     ----------
