@@ -74,7 +74,9 @@ class Calibration:
     kept: int
 
 
-def calibrate(replications: int, *, seed: int = 0, told: bool = False) -> Calibration:
+def calibrate(
+    replications: int, *, kept: int = KEPT, warmup: int = WARMUP, seed: int = 0, told: bool = False
+) -> Calibration:
     """Draw a truth from the priors, choices given the truth, and the posterior given the choices; again and again.
 
     Where the posterior is right, the rank of the truth among independent draws is uniform on 0..L (Talts, Betancourt,
@@ -93,7 +95,7 @@ def calibrate(replications: int, *, seed: int = 0, told: bool = False) -> Calibr
         with warnings.catch_warnings():  # chains are short on purpose; ranks judge them
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = BayesianMixedLogit(model, PRIORS).nuts(
-                KEPT * THIN, WARMUP, num_chains=1, seed=1000 * seed + r, target_accept=ACCEPT
+                kept * THIN, warmup, num_chains=1, seed=1000 * seed + r, target_accept=ACCEPT
             )
         drawn = found.posterior.isel(chain=0, draw=slice(THIN - 1, None, THIN))
         for name, value in truth.items():
@@ -105,7 +107,7 @@ def calibrate(replications: int, *, seed: int = 0, told: bool = False) -> Calibr
         if told and (r + 1) % 20 == 0:
             print(f"{r + 1} of {replications} simulations", flush=True)
     as_arrays = [{name: np.array(values) for name, values in each.items()} for each in (ranks, narrow)]
-    return Calibration(*as_arrays, KEPT)
+    return Calibration(*as_arrays, kept)
 
 
 def counts(ranks: np.ndarray, kept: int) -> np.ndarray:

@@ -136,8 +136,10 @@ class BayesianModel:
             True: individuals and their choices are sampled (site ``"choice"``, shape (S,), indices of alternatives),
             so that ``pyro.infer.Predictive(b.program, ...)(predict=True)`` runs the model forwards.
         """
-        self.normal_approximation  # noqa: B018 - makes integration ready
-        self._program(sampled=predict or self.individuals == "sampled", predict=predict)
+        sampled = predict or self.individuals == "sampled"
+        if not sampled:
+            self.normal_approximation  # noqa: B018 - makes integration ready
+        self._program(sampled=sampled, predict=predict)
 
     def _program(self, *, sampled: bool, predict: bool = False) -> None:
         params = self._population.parameters({name: pyro.sample(name, prior) for name, prior in self.priors.items()})
@@ -295,16 +297,18 @@ class BayesianModel:
         self.normal_approximation  # noqa: B018 - found once, not in every worker
         settings = {"num_samples": num_samples, "num_warmup": num_warmup, "target_accept": target_accept}
         seeds = [seed + 7919 * chain for chain in range(num_chains)]
-        with progress_bar(progress, "chains", num_chains * (1 if num_workers > 1 else num_samples + num_warmup)) as go:
-            if num_workers > 1:
+        in_turn = num_workers == 1
+        with progress_bar(progress, "chains", num_chains * (num_samples + num_warmup if in_turn else 1)) as advance:
+            if in_turn:
+                chains = [self._chain(each, settings, advance) for each in seeds]
+            else:
                 from joblib import Parallel, delayed
 
-                runs = Parallel(n_jobs=num_workers, return_as="generator")(
-                    delayed(self._chain)(each, settings) for each in seeds
-                )
-                chains = [(chain, go())[0] for chain in runs]
-            else:
-                chains = [self._chain(each, settings, go) for each in seeds]
+                chains = []
+                runs = (delayed(self._chain)(each, settings) for each in seeds)
+                for chain in Parallel(n_jobs=num_workers, return_as="generator")(runs):
+                    chains.append(chain)
+                    advance()
         white = torch.stack([chain.draws[PARAMETERS] for chain in chains])
         sites = self._sites(self.normal_approximation.coordinates(white))
         latent = None
@@ -429,13 +433,13 @@ class BayesianModel:
         Raises
         ------
         InvalidInputError
-            If an attribute is missing.
+            If an attribute or a parameter is missing.
         """
         drawn = posterior["posterior"]
         shape = drawn.sizes["chain"], drawn.sizes["draw"]
-        params = {
-            str(name): torch.from_numpy(values.values.reshape(-1)) for name, values in drawn.items() if values.ndim == 2
-        }
+        missing = [name for name in self._population.names if name not in drawn]
+        _require(not missing, "posterior", f"no {missing}", "draws of this model", "its own nuts() or svi()")
+        params = {name: torch.from_numpy(drawn[name].values.reshape(-1)) for name in self._population.names}
         with seeded(seed):
             choices, _ = self._simulate(params, None, data or self.data)
         return inference_data(
@@ -522,7 +526,7 @@ class BayesianModel:
                 f"the log-likelihood by {self._population.rule} errs with a standard deviation of {error:.2g} over the "
                 "posterior. Try integration= with more draws",
                 IntegrationWarning,
-                stacklevel=4,
+                stacklevel=5,  # past torch's wrapper of _posterior_data
             )
         return error
 
@@ -668,7 +672,7 @@ class BayesianStrength(BayesianModel):
         _require(bool(priors) and not strange, "priors", strange or "none", expected, f"{variable}.loc")
         for name, prior in priors.items():
             check_prior(name, prior)
-        population = Strengths(data, variable, mixing, sign, integration)
+        population = Strengths(data, variable, mixing, tuple(priors), sign, integration)
         with seeded(0):
             drawn = population.parameters({name: prior.sample() for name, prior in priors.items()})
         try:

@@ -32,11 +32,14 @@ class Population(Protocol):
     ----------
     variables : tuple of str
         The V attributes with a coefficient.
+    names : tuple of str
+        The P natural parameters.
     site : str
         What the program calls the latents of individuals.
     """
 
     variables: tuple[str, ...]
+    names: tuple[str, ...]
     site: str
 
     @property
@@ -123,6 +126,7 @@ class Coefficients:
     def __init__(self, model: MixedLogitModel, integration: Integration | None) -> None:
         self.specification = model.specification
         self.variables = model.specification.variables
+        self.names = model.specification.names
         self.integration = integration
         self.panel = PanelData(model.data, model.specification)
         self._blocks = correlation_sites(model.specification)
@@ -144,7 +148,7 @@ class Coefficients:
 
     def theta(self, params: Params) -> Tensor:
         """Estimated coordinates (..., P)."""
-        return self.specification.theta(torch.stack([params[name] for name in self.specification.names], -1))
+        return self.specification.theta(torch.stack([params[name] for name in self.names], -1))
 
     def place(self, params: Params | None) -> bool:
         data, spec = self.panel, self.specification
@@ -223,6 +227,8 @@ class Strengths:
         The attribute that ``sign`` times the strength multiplies.
     mixing : callable
         Arguments by name to a Pyro distribution.
+    names : tuple of str
+        Its arguments, after the variable and a dot.
     sign : int
     integration : integration rule, optional
         None: the most accurate one for the mixing; 1,024 draws where none is known.
@@ -235,11 +241,13 @@ class Strengths:
         data: ChoiceData,
         variable: str,
         mixing: Callable[..., TorchDistribution],
+        names: tuple[str, ...],
         sign: int,
         integration: Integration | None,
     ) -> None:
         self.variables: tuple[str, ...] = (variable,)
         self.mixing = mixing
+        self.names = names
         self.sign = sign
         self.integration = integration
         self._num_individuals = data.num_individuals
@@ -288,7 +296,7 @@ class Strengths:
 
     def latent(self, params: Params) -> TorchDistribution:
         prefix = len(self.variables[0]) + 1
-        return self.mixing(**{name[prefix:]: value for name, value in params.items()})
+        return self.mixing(**{name[prefix:]: params[name] for name in self.names})
 
     def likely_latents(self, params: Params) -> Tensor:
         """(N,): the median for all."""

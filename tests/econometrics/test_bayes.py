@@ -459,6 +459,11 @@ def test_posterior_predictive_of_a_scenario(posterior) -> None:
     assert found.posterior_predictive.equals(anew.posterior_predictive)
 
 
+def test_predictions_want_draws_of_the_model(posterior) -> None:
+    with pytest.raises(InvalidInputError, match=r"posterior: got no \['x.concentration'\]"):
+        weibull().posterior_predictive(posterior)
+
+
 # ---------------------------------------------------------------------- seeds, workers, progress
 
 
@@ -600,3 +605,32 @@ def test_a_mixing_is_scalar_and_has_a_sign() -> None:
 def test_refusals_of_settings(call: str, settings, message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         getattr(lognormal(panel(6)), call)(**settings)
+
+
+# ---------------------------------------------------------------------- calibration, in small
+
+
+def test_simulation_based_calibration(study) -> None:
+    """Six of the simulations of validation/bayes.py, nine draws kept of each: large biases are seen."""
+    replications = 6
+    found = study("bayes").calibrate(replications, kept=9, warmup=20)
+
+    def score(ranks: np.ndarray) -> float:
+        """About N(0, 1) where ranks are uniform on 0..9, a little less wide."""
+        return float(stats.norm.ppf((ranks + 0.5) / 10).sum()) / math.sqrt(replications)
+
+    # three scores of false-failure rate 1e-3
+    assert max(abs(score(ranks)) for ranks in found.ranks.values()) < 3.3
+    assert score(np.zeros(replications)) < -3.3  # were the truth below all draws each time
+
+
+def test_band_of_histograms(study) -> None:
+    script = study("bayes")
+    low, high = script.band(200, 3)
+    rng = np.random.default_rng(0)
+    histograms = rng.multinomial(200, [1 / script.BINS] * script.BINS, size=(4000, 3))
+    outside = float(((histograms < low) | (histograms > high)).any((1, 2)).mean())
+    # at most 1 % by construction, and not much less, since counts are whole numbers; errors of 4,000 below 0.2 %
+    assert 0.002 < outside < 0.013
+    ranks = np.arange(40)
+    assert script.counts(ranks, 39).tolist() == [4] * 10

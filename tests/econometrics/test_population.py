@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mixlogit_align import MonteCarlo, Quadrature
 from mixlogit_align.distributions import FixedDraws
+from mixlogit_align.econometrics import MixedLogitModel, simulate_choices
 from mixlogit_align.econometrics.population import Coefficients, Strengths
-from mixlogit_align.econometrics.simulate import simulate_choices
 from mixlogit_align.errors import IntegrationWarning
 from tests.econometrics.brute import CASES, Case, choices, loglik, read
 
@@ -68,8 +68,6 @@ def test_cholesky_factors_are_scales_times_correlations() -> None:
 def test_default_nodes_follow_the_parameters() -> None:
     truth = {"x.loc": 0.5, "x.scale": 0.8, "y.loc": -0.3, "y.scale": 0.5}
     sim = simulate_choices(truth, random={"x": "normal", "y": "normal"}, num_individuals=30, num_situations=6, seed=1)
-    from mixlogit_align.econometrics import MixedLogitModel
-
     model = MixedLogitModel(sim.data, random={"x": "normal", "y": "normal"})
     made = Coefficients(model, None)
     params = {name: torch.tensor(value, dtype=torch.float64) for name, value in truth.items()}
@@ -87,7 +85,7 @@ def test_default_nodes_follow_the_parameters() -> None:
 
 def test_strengths_of_many_pairs_are_as_likely_in_short() -> None:
     sim = simulate_choices(dist.LogNormal(0.0, 0.5), num_individuals=3000, seed=2)
-    made = Strengths(sim.data, "x", dist.LogNormal, 1, None)
+    made = Strengths(sim.data, "x", dist.LogNormal, ("x.loc", "x.scale"), 1, None)
     params = {"x.loc": torch.tensor(0.1, dtype=torch.float64), "x.scale": torch.tensor(0.4, dtype=torch.float64)}
     # the error of the short form, 1e-9 of a log-likelihood of 2,000
     assert float(made.total(params)) == pytest.approx(float(made.loglik(params).sum()), abs=1e-5)
@@ -95,7 +93,7 @@ def test_strengths_of_many_pairs_are_as_likely_in_short() -> None:
 
 def test_strengths_without_an_exact_rule_are_told_once() -> None:
     sim = simulate_choices(dist.LogNormal(0.0, 0.5), num_individuals=10, num_situations=2, seed=2)
-    made = Strengths(sim.data, "x", dist.Pareto, 1, None)
+    made = Strengths(sim.data, "x", dist.Pareto, ("x.scale", "x.alpha"), 1, None)
     params = {"x.scale": torch.tensor(0.1, dtype=torch.float64), "x.alpha": torch.tensor(2.0, dtype=torch.float64)}
     with pytest.warns(IntegrationWarning, match="no exact rule"):
         made.place(params)
