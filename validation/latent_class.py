@@ -145,17 +145,19 @@ def electricity(frame: pd.DataFrame) -> LatentClassModel:
 
 
 def evidence(model: LatentClassModel, result: LatentClassResult) -> Evidence:
-    """Whether a result is a maximum, values of the log-likelihood being all that is trusted."""
+    """Whether a result is a maximum, by differences of the log-likelihood and of its scores."""
     names = list(result.params)
     at, errors = np.array(list(result.params.values())), np.array(list(result.std_errors.values()))
 
     def value(point: np.ndarray) -> float:
         return float(model.data.weights @ model.loglik(dict(zip(names, point.tolist(), strict=True))))
 
-    wide = 3e-2 * errors
-    gradient = gradient_by_differences(value, at, 1e-3 * errors)
-    hessian = hessian_by_differences(lambda point: gradient_by_differences(value, point, wide), at, wide)
-    return judge(gradient, hessian, errors.tolist())
+    def score(point: np.ndarray) -> np.ndarray:
+        return (model.data.weights @ model.scores(dict(zip(names, point.tolist(), strict=True)))).numpy()
+
+    steps = 1e-3 * errors
+    gradient = gradient_by_differences(value, at, steps)
+    return judge(gradient, hessian_by_differences(score, at, steps), errors.tolist())
 
 
 def published(report: Report, frame: pd.DataFrame) -> None:
@@ -192,7 +194,8 @@ def by_number(report: Report, frame: pd.DataFrame, most: int) -> None:
         "Electricity by number of classes",
         "361 individuals, 4,308 situations; ten starts for every number. BIC counts situations; its other form, CAIC "
         "and ICL count individuals. Out of sample: log-likelihood of individuals left out, five folds. Evidence from "
-        "outside: the gradient in the metric of the inverse Hessian, both by differences of the log-likelihood.",
+        "outside: the gradient by differences of the log-likelihood, in the metric of the inverse Hessian, which is by "
+        "differences of scores.",
     )
     model = electricity(frame)
     found = choose_classes(model, most, num_folds=5)
@@ -264,8 +267,8 @@ def recovered(report: Report, case: Case, runs: list[dict[str, Any]], comparison
     right = np.array([run["right"] for run in good])
     report.text(
         f"{len(runs)} replications of {case.individuals} individuals in {case.situations} situations of "
-        f"{case.alternatives} alternatives, {case.num_starts} starts each. Their posteriors put {right.mean():.1%} of "
-        "individuals into the right class."
+        f"{case.alternatives} alternatives, starts of each: {case.num_starts}. Their posteriors put {right.mean():.1%} "
+        "of individuals into the right class."
     )
 
 

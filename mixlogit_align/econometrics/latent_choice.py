@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -178,25 +180,34 @@ def choose_classes(
     """
     if isinstance(max_classes, bool) or not isinstance(max_classes, int) or max_classes < 1:
         raise InvalidInputError(explain("max_classes", got=repr(max_classes), expected="1 or more", hint="5"))
-    results, folds, said = [], [], []
+    results, folds = [], []
+    said: list[str] = []
     highest = -math.inf
     for c in range(1, max_classes + 1):
         one = model.with_classes(c)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", ConvergenceWarning)
+        with _noted(said, f"{c} classes"):
             result = one.fit(
                 integration=integration, cov_type=cov_type, num_starts=num_starts if c > 1 else 1, seed=seed
             )
-            if num_folds:
+        if num_folds:
+            with _noted(said, f"{c} classes, without a fold"):
                 other = cast(MixedLogitModel, one)  # whatever the kind, it asks only for what both have
                 folds.append(cross_validate(other, num_folds, seed=seed, integration=integration, start=result.params))
-        for warning in caught:
-            if not issubclass(warning.category, ConvergenceWarning):
-                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        told = dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, ConvergenceWarning))
-        said += [f"{c} classes: {text}" for text in told]
         if result.loglik < highest - _MISSED:
             said.append(f"{c} classes: less likely than fewer classes: a maximum was missed, try more starts")
         highest = max(highest, result.loglik)
         results.append(result)
     return ClassChoice(results=tuple(results), cross_validation=tuple(folds), said=tuple(said))
+
+
+@contextmanager
+def _noted(said: list[str], where: str) -> Iterator[None]:
+    """Write down warnings of convergence, once each; others go on."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        yield
+    told = [str(warning.message) for warning in caught if issubclass(warning.category, ConvergenceWarning)]
+    said += [f"{where}: {text}" for text in dict.fromkeys(told)]
+    for warning in caught:
+        if not issubclass(warning.category, ConvergenceWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

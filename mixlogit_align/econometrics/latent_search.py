@@ -32,8 +32,9 @@ _EM_STEPS = 500
 _TOWARDS, _NOISE = 0.3, 0.2
 # Nodes that depend on parameters follow the estimates until these move by less, in standard errors.
 _SETTLED, _ROUNDS = 0.05, 4
-# Largest remaining Newton step of a maximum, in standard errors: of a simulated log-likelihood, of an exact one.
-_TOLERANCE, _EXACT_TOLERANCE = 1e-3, 1e-6
+# Largest remaining Newton step of a maximum, in standard errors: of a simulated log-likelihood, of one whose
+# coefficients break, so that gradients jump from draw to draw, and of an exact one.
+_TOLERANCE, _TOLERANCE_OF_BREAKS, _TOLERANCE_EXACT = 1e-3, 2e-2, 1e-6
 # A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
 _FAR = 5e-3
 # One individual in 20 must have as many effective draws of importance sampling.
@@ -149,7 +150,7 @@ class LatentSearch:
             loglik = self._loglik(makers, start)
             near, em = self._em(loglik, start)
             restricted = Restricted(loglik, self.free, near)
-            maximum = maximize_loglik(restricted, near[self.free], gradient_tolerance=_EXACT_TOLERANCE)
+            maximum = maximize_loglik(restricted, near[self.free], gradient_tolerance=self._tolerance)
             found = LatentFound(maximum, restricted.full(maximum.params), loglik, makers, em)
             return self._doubted(self._in_order(found))
         if rule is None:
@@ -163,6 +164,11 @@ class LatentSearch:
         theta = restricted.full(begun.params)
         found = self._climb(self._makers(theta, rule), theta, begun)
         return self._doubted(self._in_order(replace(found, em=em)))
+
+    @property
+    def _tolerance(self) -> float:
+        spec = self.parameters.specification
+        return _TOLERANCE_OF_BREAKS if spec.breaks else _TOLERANCE if spec.num_dims else _TOLERANCE_EXACT
 
     def _makers(self, theta: Tensor, rule: Integration | None) -> tuple[NodeMaker, ...]:
         return latent_makers(self.panels, self.parameters, theta, rule)
@@ -189,7 +195,7 @@ class LatentSearch:
                 loglik = self._loglik(makers, theta)
                 restricted = Restricted(loglik, self.free, theta)
                 spread = torch.linalg.pinv(torch.nan_to_num(-begun.hessian), hermitian=True)
-                there = refine_loglik(restricted, theta[self.free], spread, gradient_tolerance=_TOLERANCE)
+                there = refine_loglik(restricted, theta[self.free], spread, gradient_tolerance=self._tolerance)
                 step = there.params - theta[self.free]
                 settled = not makers[0].centred or float(step @ -there.hessian @ step) < _SETTLED**2
                 begun, theta = _and_before(there, begun), restricted.full(there.params)
@@ -215,8 +221,7 @@ class LatentSearch:
             return found
         loglik = LatentLoglik(self.parameters, classes, self.covariates)
         restricted = Restricted(loglik, self.free, theta)
-        tolerance = _TOLERANCE if self.parameters.specification.num_dims else _EXACT_TOLERANCE
-        again = maximize_loglik(restricted, theta[self.free], gradient_tolerance=tolerance)
+        again = maximize_loglik(restricted, theta[self.free], gradient_tolerance=self._tolerance)
         maximum = _and_before(again, found.maximum)
         return replace(found, maximum=maximum, params=restricted.full(again.params), loglik=loglik, makers=makers)
 
