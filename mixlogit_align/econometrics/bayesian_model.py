@@ -102,9 +102,6 @@ class BayesianModel:
         sampled = predict or self.individuals == "sampled"
         if not sampled:
             self.normal_approximation  # noqa: B018 - makes integration ready
-        self._program(sampled=sampled, predict=predict)
-
-    def _program(self, *, sampled: bool, predict: bool = False) -> None:
         params = self._population.parameters({name: pyro.sample(name, prior) for name, prior in self.priors.items()})
         if not sampled:
             pyro.factor("loglik", self._population.total(params))
