@@ -279,6 +279,7 @@ class BayesianModel:
         """
         require_counts(num_steps=num_steps, num_samples=num_samples)
         require(learning_rate > 0.0, "learning_rate", learning_rate, "a positive number", "0.01")
+        self.normal_approximation  # noqa: B018 - makes integration ready
         made = self._normal_guide() if guide is None else guide(self.program)
         site = self._population.site
         sampled = [site] if self.individuals == "sampled" else []

@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from mixlogit_align.distributions import ImportanceSampling, Integration, MonteCarlo, QuasiMonteCarlo
+from mixlogit_align.distributions.mixing import SampledFamily, family_of
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.likelihood import PanelData, SimulatedLoglik
 from mixlogit_align.econometrics.model import MixedLogitModel
@@ -264,18 +265,19 @@ class Strengths:
         return {name: value.to(torch.float64) for name, value in sites.items()}
 
     def place(self, params: Params | None) -> bool:
-        """Where draws are all there is, they are named, and told of, once."""
-        if params is not None and self.integration is None:
-            rule = self._chunks[0].rule_used(self.latent(params))
-            if isinstance(rule, MonteCarlo):
-                self.integration, self._fast, self._by_row = rule, self._chunks, False
+        """Where samples are all that is known of the mixing, their rule is named, and told of, once."""
+        if params is not None:
+            mixing = self.latent(params)
+            self._by_row = not isinstance(family_of(mixing), SampledFamily)
+            if not self._by_row and self.integration is None:
+                self.integration, self._fast = self._chunks[0].rule_used(mixing), self._chunks
         return False
 
     def _logliks(self, params: Params, chunks: list[Chunk], rule: Integration | None) -> list[Tensor]:
         mixing = self.latent(params)
         if self._by_row:
             return [chunk.loglik(mixing, rule) for chunk in chunks]
-        # families that are known by samples alone have none of given rows
+        # such samples are not of given rows
         return [chunk.distribution(mixing, rule).log_prob(chunk.choices) for chunk in chunks]
 
     def total(self, params: Params) -> Tensor:

@@ -263,9 +263,11 @@ def test_variational_inference_against_a_grid() -> None:
     assert grid().log_evidence - 0.7 < found.posterior.attrs["elbo"] < grid().log_evidence + 0.4
 
 
-def test_a_guide_of_one_s_own_and_its_warnings() -> None:
+@pytest.mark.parametrize("individuals", ["integrated", "sampled"])
+def test_a_guide_of_one_s_own_and_its_warnings(individuals: str) -> None:
+    model = lognormal(panel(6, 3), individuals=individuals)
     with pytest.warns(ConvergenceWarning, match=r"guide is not close to the posterior.*nuts\(\)"):
-        found = lognormal(panel(6, 3)).svi(num_steps=20, guide=AutoNormal, num_samples=50)
+        found = model.svi(num_steps=20, guide=AutoNormal, num_samples=50)
     assert found.posterior.attrs["guide"] == "AutoNormal"
 
 

@@ -93,7 +93,8 @@ def test_strengths_of_many_pairs_are_as_likely_in_short() -> None:
 
 def test_strengths_without_an_exact_rule_are_told_once() -> None:
     sim = simulate_choices(dist.LogNormal(0.0, 0.5), num_individuals=10, num_situations=2, seed=2)
-    made = Strengths(sim.data, "x", dist.Pareto, ("x.scale", "x.alpha"), 1, None)
+    names = "x.scale", "x.alpha"
+    made = Strengths(sim.data, "x", dist.Pareto, names, 1, None)
     params = {"x.scale": torch.tensor(0.1, dtype=torch.float64), "x.alpha": torch.tensor(2.0, dtype=torch.float64)}
     with pytest.warns(IntegrationWarning, match="no exact rule"):
         made.place(params)
@@ -102,3 +103,6 @@ def test_strengths_without_an_exact_rule_are_told_once() -> None:
     assert anew is not None
     assert float(anew) == pytest.approx(float(total), abs=0.5)  # 1,024 draws for each of 10
     assert float(anew) != float(total)
+    more = Strengths(sim.data, "x", dist.Pareto, names, 1, MonteCarlo(4096))
+    more.place(params)  # asked for, and not told
+    assert float(more.total(params)) == pytest.approx(float(total), abs=0.5)
