@@ -326,21 +326,26 @@ class _Chunk(_Group):
         if f:
             scores = torch.cat((torch.bmm(self.fixed.mT, probability.flatten(1, 2)).neg_(), varying), 1)
         result = torch.bmm(scores * weighted[:, None], scores.mT).sum(0)
-        # the curvature in the coefficients, one direction at a time
         posterior = probability * weighted[:, None, None]
-        for d in range(f + c):
-            x = self.fixed[..., d] if d < f else self.varying[..., d - f]
-            direction = x.view(*probability.shape[:3], 1)
+        if f:  # x'(diag p - p p')x of every situation, by situation and node
+            by_situation = self.fixed.view(-1, probability.shape[2], f).mT
+            mean = torch.bmm(by_situation, probability.flatten(0, 1))
+            share = weighted[:, None].expand(-1, probability.shape[1], -1).flatten(0, 1).sqrt()
+            mean = (mean * share[:, None]).transpose(0, 1).flatten(1)
+            flat = self.fixed.flatten(0, 1)
+            result[:f, :f] += mean @ mean.T - (flat * posterior.sum(3).flatten()[:, None]).T @ flat
+        # the curvature in the coefficients that vary, one direction at a time
+        for d in range(c):
+            own = slice(f + column.index(d), f + column.index(d) + column.count(d))
+            direction = self.varying[..., d].view(*probability.shape[:3], 1)
             moved = _deviations(posterior, probability, direction).flatten(1, 2)
             across = _chained(torch.bmm(self.varying.mT, moved), jacobian, column)
-            if d < f:
-                result[d, :f] -= (moved.sum(2)[..., None] * self.fixed).sum((0, 1))
-                mixed = across.sum((0, 2))
-                result[d, f:] -= mixed
-                result[f:, d] -= mixed
-            else:
-                own = [r for r, at in enumerate(column) if at == d - f]
-                result[[f + r for r in own], f:] -= torch.bmm(jacobian[:, own], across.mT).sum(0)
+            slopes = jacobian[:, own.start - f : own.stop - f]
+            result[own, f:] -= torch.bmm(slopes, across.mT).sum(0)
+            if f:
+                mixed = torch.bmm(torch.bmm(self.fixed.mT, moved), slopes.mT).sum(0)
+                result[:f, own] -= mixed
+                result[own, :f] -= mixed.T
         return result
 
     def _curvature_of_choice(
@@ -408,6 +413,83 @@ class _Chunk(_Group):
         (first,) = torch.autograd.grad((by_beta * beta).sum(), leaf, create_graph=True)
         rows = [torch.autograd.grad(x, leaf, retain_graph=True, materialize_grads=True)[0] for x in first]
         return torch.stack(rows)
+
+
+class _ScaledChunk(_Chunk):
+    """Coefficients that all are fixed times one factor ``s = exp(tau z - tau^2 / 2)``, of scale heterogeneity alone.
+
+    Utilities are then ``s v`` with v = x'b, and no coefficient is written out at every node.
+    """
+
+    def _scaled(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """v (n, E), s (n, K), and z - tau (n, K), with which ds/dtau = s (z - tau)."""
+        z, tau = self.nodes.base[..., 0], theta[-1]
+        n = len(self.rows)
+        factor = torch.exp(tau * z - tau * tau / 2).expand(n, -1)
+        return self.varying @ theta[:-1], factor, (z - tau).expand(n, -1)
+
+    def _scaled_utilities(self, v: Tensor, factor: Tensor) -> Tensor:
+        """(n, T, others, K)."""
+        u = v[..., None] * factor[:, None]
+        if self.missing is not None:
+            u += self.missing[..., None]
+        return u.view(len(v), v.shape[1] // self.others, self.others, factor.shape[1])
+
+    @torch.no_grad()
+    def joint(self, specification: Specification, theta: Tensor) -> Tensor:
+        """As of all chunks."""
+        v, factor, _ = self._scaled(theta)
+        value, _ = _choice_probabilities(self._scaled_utilities(v, factor))
+        return value + self.nodes.log_weight
+
+    def scores(self, specification: Specification, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """As of all chunks."""
+        v, factor, slope = self._scaled(theta)
+        at = self._posterior(self._scaled_utilities(v, factor))
+        weighted = at.weight * factor
+        probability = at.probability.flatten(1, 2)
+        by_v = torch.bmm(probability, weighted[..., None])
+        by_factor = torch.bmm(v[:, None], probability)[:, 0]
+        by_tau = (weighted * slope * by_factor).sum(1, keepdim=True)
+        return at.loglik, torch.cat((torch.bmm(self.varying.mT, by_v)[..., 0], by_tau), 1).neg_()
+
+    def derivatives(self, specification: Specification, theta: Tensor, weights: Tensor) -> Derivatives:
+        """As of all chunks: with p_k the probabilities of the alternatives not chosen and a_k = v'p_k, at node k
+
+        the score is ``-(s_k x'p_k, s_k' a_k)`` and the Hessian that of ``sum_t log(1 + sum_j exp(s_k v_tj))``.
+        """
+        v, factor, slope = self._scaled(theta)
+        at = self._posterior(self._scaled_utilities(v, factor))
+        x, others = self.varying, self.others
+        p = at.probability.flatten(1, 2)
+        weighted = weights[:, None] * at.weight * factor
+        a = torch.bmm(v[:, None], p)[:, 0]
+        by_situation = (v.view(*at.probability.shape[:3], 1) * at.probability).sum(2)
+        # one block for the fixed coefficients, (n, E, E): pairs in one situation count twice
+        same = torch.arange(x.shape[1], device=x.device) // others
+        root = p * (weights[:, None] * at.weight).sqrt()[:, None] * factor[:, None]
+        block = torch.bmm(root, root.mT) * (1.0 + (same[:, None] == same).to(x))
+        block.diagonal(dim1=1, dim2=2).sub_(torch.bmm(p, (weighted * factor)[..., None])[..., 0])
+        flat = x.flatten(0, 1)
+        fixed = flat.T @ torch.bmm(block, x).flatten(0, 1)
+        inner = by_situation.repeat_interleave(others, 1) - v[..., None] + a[:, None]
+        across = (p * (weighted * slope)[:, None] * (factor[:, None] * inner - 1.0)).sum(2)
+        mixed = flat.T @ across.flatten()
+        spread = torch.bmm((v * v)[:, None], p)[:, 0] - (by_situation * by_situation).sum(1)
+        tau = weighted * (factor * slope * slope * (a * a - spread) - (slope * slope - 1.0) * a)
+        mean = torch.cat(
+            (
+                torch.bmm(x.mT, torch.bmm(p, (at.weight * factor)[..., None]))[..., 0],
+                (at.weight * factor * slope * a).sum(1, keepdim=True),
+            ),
+            1,
+        ).neg_()
+        hessian = -(weights[:, None] * mean).T @ mean
+        hessian[:-1, :-1] += fixed
+        hessian[:-1, -1] += mixed
+        hessian[-1, :-1] += mixed
+        hessian[-1, -1] += tau.sum()
+        return Derivatives(float(weights @ at.loglik), weights @ mean, hessian)
 
 
 def node_derivatives(
@@ -484,13 +566,14 @@ class SimulatedLoglik:
         self._latest: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _split(self) -> Iterator[_Chunk]:
+        kind = _ScaledChunk if self.specification.only_scaled else _Chunk
         chunk = _CHUNK_ON_CUDA if self.data.weights.is_cuda else _CHUNK
         for group in self.data.groups:
             size = max(1, chunk // (group.varying.shape[1] * self.nodes.num))
             for start in range(0, len(group.rows), size):
                 part = slice(start, start + size)
                 rows = group.rows[part]
-                yield _Chunk(
+                yield kind(
                     rows=rows,
                     fixed=group.fixed[part],
                     varying=group.varying[part],

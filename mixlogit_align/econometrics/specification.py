@@ -288,6 +288,11 @@ class Specification:
         return self.wtp_space is not None or self.scale_heterogeneity
 
     @property
+    def only_scaled(self) -> bool:
+        """Whether all that varies is one factor of all coefficients."""
+        return self.scale_heterogeneity and not self.random and self.wtp_space is None
+
+    @property
     def breaks(self) -> bool:
         """Whether coefficients break, so that derivatives of a simulated log-likelihood jump from draw to draw."""
         return any(random.family == "censored_normal" for random in self.random.values())
