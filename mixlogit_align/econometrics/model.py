@@ -15,8 +15,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from mixlogit_align.distributions import FixedDraws, ImportanceSampling, Integration, Quadrature
-from mixlogit_align.econometrics.cov_types import check_cov_type, covariance
+from mixlogit_align.distributions import ImportanceSampling, Integration, Quadrature
+from mixlogit_align.econometrics.cov_types import check_cov_type, covariance_or_doubt
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.estimation import (
     Found,
@@ -29,6 +29,7 @@ from mixlogit_align.econometrics.estimation import (
     starting_values,
 )
 from mixlogit_align.econometrics.families import Random
+from mixlogit_align.econometrics.integration_error import IntegrationError
 from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
 from mixlogit_align.econometrics.nodes import NodeMaker, default_maker, effective_draws
 from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitResult, Optimum
@@ -37,8 +38,6 @@ from mixlogit_align.econometrics.strength import StrengthModel
 from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
 from mixlogit_align.inference import (
     Restricted,
-    bootstrap,
-    bootstrap_covariance,
     delta_method,
     refine_loglik,
     standard_errors,
@@ -486,26 +485,11 @@ class MixedLogitModel:
             again = refine_loglik(Restricted(loglik, free, theta), theta[free], torch.linalg.inv(-maximum.hessian))
             return again.params if again.converged else None
 
-        message, converged = maximum.message, maximum.converged
-        try:
-            if cov_type == "bootstrap":
-                if not converged:
-                    raise ConvergenceError("the bootstrap refits a maximum, and there is none")
-                found_again = bootstrap(refit, self.data.weights, num_replications=num_replications, seed=seed)
-                if found_again.num_failed:
-                    warnings.warn(
-                        f"{found_again.num_failed} of {num_replications} bootstrap replications did not converge and "
-                        "are not in the standard errors",
-                        ConvergenceWarning,
-                        stacklevel=3,
-                    )
-                free_cov = bootstrap_covariance(found_again.estimates)
-            else:
-                free_cov = covariance(cov_type, self.data, maximum.hessian, scores_theta[:, free])
-        except ConvergenceError as error:
-            free_cov = torch.full_like(maximum.hessian, math.nan)
-            message = message if not converged else f"no standard errors: {error}"
-            converged = False
+        free_cov, doubt = covariance_or_doubt(
+            cov_type, self.data, maximum, scores_theta[:, free], refit, num_replications, seed
+        )
+        message = doubt if doubt and maximum.converged else maximum.message
+        converged = maximum.converged and not doubt
         cov_theta = torch.zeros(p, p, dtype=torch.float64)
         cov_theta[free[:, None], free] = free_cov
         cov = slopes[:, None] * cov_theta * slopes
@@ -527,8 +511,7 @@ class MixedLogitModel:
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        integration, simulation_sd = self._integration(found, theta, free, slopes, num_redraws)
-        simulation_bias = self._simulation_bias(found, theta, free, slopes) if num_redraws else {}
+        integration, simulation_sd, simulation_bias = self._integration(found, slopes, num_redraws)
         situations = self.data.weights[self.data.individual]
         return MixedLogitResult(
             params=dict(zip(spec.names, natural.tolist(), strict=True)),
@@ -580,61 +563,24 @@ class MixedLogitModel:
         return torch.stack(columns) if columns else torch.zeros(0, dtype=torch.float64)
 
     def _integration(
-        self, found: Found, theta: Tensor, free: Tensor, slopes: Tensor, num_redraws: int
-    ) -> tuple[IntegrationReport, dict[str, float]]:
-        """How far log-likelihood and estimates move with other draws, or with twice the nodes."""
-        spec, rule = self.specification, found.maker.rule
+        self, found: Found, slopes: Tensor, num_redraws: int
+    ) -> tuple[IntegrationReport, dict[str, float], dict[str, float]]:
+        """How far log-likelihood and estimates move with other draws or twice the nodes, and with half the draws."""
+        spec, rule, theta, free = self.specification, found.maker.rule, found.params, found.free
         if not spec.num_dims:
-            return IntegrationReport(rule="exact", error=0.0, reference="no random coefficient"), {}
+            return IntegrationReport(rule="exact", error=0.0, reference="no random coefficient"), {}, {}
         ess = float(effective_draws(found.loglik, theta).min()) if isinstance(rule, ImportanceSampling) else None
-        makers = [found.maker.again(i) for i in range(1, num_redraws + 1)]
-        if not found.maximum.converged:
-            makers = []
-        moves, logliks = [], []
-        for maker in makers:
-            if maker is None:
-                break
-            move, rise = self._moved(found, maker.nodes(theta), theta, free, slopes)
-            moves.append(move)
-            logliks.append(rise)
-        if not moves:
-            why = "no other draws to compare with" if isinstance(rule, FixedDraws) else "not computed"
-            return IntegrationReport(rule=repr(rule), error=math.nan, reference=why, ess=ess), {}
-        step = torch.stack([torch.zeros_like(moves[0]), *moves])
-        differences = torch.tensor([0.0, *logliks], dtype=torch.float64)
-        names = [spec.names[i] for i in free.tolist()]
-        if isinstance(rule, Quadrature):
-            reference = repr(makers[0].rule) if makers[0] else ""
-            error, spread = float(differences[1]), step[1].abs()
-            sd_loglik = abs(error)
-        else:
-            reference = f"{len(moves)} fresh sets of draws"
-            spread = step.std(0)
-            error = sd_loglik = float(differences.std())
-        sd = dict(zip(names, spread.tolist(), strict=True))
-        return IntegrationReport(rule=repr(rule), error=error, reference=reference, ess=ess), {
-            **sd,
-            "loglik": sd_loglik,
-        }
+        redraws = range(1, num_redraws + 1) if found.maximum.converged else ()
+        others = [maker for maker in map(found.maker.again, redraws) if maker is not None]
 
-    def _simulation_bias(self, found: Found, theta: Tensor, free: Tensor, slopes: Tensor) -> dict[str, float]:
-        """How far log-likelihood and estimates move with half the draws, the mean of the two halves."""
-        if not found.maximum.converged:
-            return {}
-        halves = [self._moved(found, half, theta, free, slopes) for half in found.maker.halves(found.loglik.nodes)]
-        if not halves:
-            return {}
-        moves, rises = zip(*halves, strict=True)
-        names = [self.specification.names[i] for i in free.tolist()]
-        bias = dict(zip(names, torch.stack(moves).mean(0).tolist(), strict=True))
-        return {**bias, "loglik": math.fsum(rises) / len(rises)}
+        def on(nodes: Nodes) -> Restricted:
+            return Restricted(SimulatedLoglik(found.loglik.data, spec, nodes), free, theta)
 
-    def _moved(self, found: Found, nodes: Nodes, theta: Tensor, free: Tensor, slopes: Tensor) -> tuple[Tensor, float]:
-        """A Newton step (Q,) of natural parameters, and the rise of the log-likelihood, with other nodes."""
-        other = SimulatedLoglik(found.loglik.data, self.specification, nodes)
-        value, gradient = other.gradient(theta)
-        step = torch.linalg.solve(-found.maximum.hessian, gradient[free]) * slopes[free]
-        return step, value - found.maximum.loglik
+        error = IntegrationError(rule, found.maximum, [spec.names[i] for i in free.tolist()], slopes[free])
+        finer = others[0].rule if others else None
+        report, spread = error.spread([on(maker.nodes(theta)) for maker in others], finer, ess)
+        halves = found.maker.halves(found.loglik.nodes) if redraws else []
+        return report, spread, error.bias([on(half) for half in halves])
 
 
 def _device(device: str | torch.device) -> torch.device:

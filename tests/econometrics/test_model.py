@@ -471,7 +471,9 @@ def test_where_heterogeneity_has_no_finite_maximum_nothing_is_claimed(family: st
     assert result.converged is False
 
 
-@pytest.mark.filterwarnings("ignore::mixlogit_align.errors.ConvergenceWarning")
+@pytest.mark.filterwarnings(
+    "ignore::mixlogit_align.errors.ConvergenceWarning", "ignore::mixlogit_align.errors.IntegrationWarning"
+)
 @pytest.mark.parametrize("cov_type", ["hessian", "bhhh", "robust"])
 @pytest.mark.parametrize("family", ["normal", "uniform", "triangular", "lognormal", "censored_normal"])
 def test_never_converged_without_finite_standard_errors(family: str, cov_type: str) -> None:
