@@ -105,8 +105,12 @@ class _Gradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, Tensor, None]:
         theta, weights = ctx.saved_tensors
-        if ctx.hessian is None:  # one for all directions
-            ctx.hessian = ctx.loglik.weighted(weights).derivatives(theta).hessian
+        if ctx.hessian is None:  # one for all directions; of frequencies, which are not negative
+            ctx.hessian = torch.zeros(len(theta), len(theta), dtype=theta.dtype)
+            for sign in (1.0, -1.0):
+                part = (sign * weights).clamp_min(0.0)
+                if bool(part.any()):
+                    ctx.hessian += sign * ctx.loglik.weighted(part).derivatives(theta).hessian
         return ctx.hessian @ direction, ctx.loglik.scores(theta)[1] @ direction, None
 
 
