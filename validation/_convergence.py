@@ -109,13 +109,18 @@ def evidence_anew(model: Observed, result: Any) -> Evidence | None:
     """The same where nodes follow individuals' modes, on nodes made anew at the estimates; else None.
 
     The nodes of the search were made at parameters nearby. If they covered the likelihood, new ones give nearly the
-    same function.
+    same function. Its gradient is measured in the metric of the search's Hessian: how far estimates would move.
     """
     if model.found is None or not model.found.maker.centred:
         return None
     maker, theta = model.found.maker, model.found.params
     maker.data.modes = None
-    return _of_nodes(SimulatedLoglik(maker.data, model.specification, maker.nodes(theta)), theta, result)
+    loglik = SimulatedLoglik(maker.data, model.specification, maker.nodes(theta))
+    errors = _errors(loglik, result)
+    if not np.isfinite(errors).all():
+        return Evidence(math.nan, math.nan, "standard errors not finite")
+    gradient = gradient_by_differences(_value(loglik), theta.numpy(), 1e-3 * errors)
+    return judge(gradient, model.found.maximum.hessian.numpy(), errors.tolist())
 
 
 def reversals(model: Observed) -> tuple[bool, ...]:
@@ -125,22 +130,35 @@ def reversals(model: Observed) -> tuple[bool, ...]:
     return tuple(float(model.found.params[spec.index[name]]) < 0.0 for name in spec.mirrored)
 
 
-def _of_nodes(loglik: SimulatedLoglik, params: torch.Tensor, result: Any) -> Evidence:
+def _errors(loglik: SimulatedLoglik, result: Any) -> np.ndarray:
+    """Standard errors of the estimated coordinates."""
     names = loglik.specification.names
     slopes = [result.params[name] if name in loglik.specification.logged else 1.0 for name in names]
-    errors = np.array([result.std_errors[name] / slope for name, slope in zip(names, slopes, strict=True)])
+    return np.array([result.std_errors[name] / slope for name, slope in zip(names, slopes, strict=True)])
+
+
+def _value(loglik: SimulatedLoglik) -> Value:
+    return lambda point: float(loglik.weights @ loglik.values(torch.from_numpy(point)))
+
+
+def _of_nodes(loglik: SimulatedLoglik, params: torch.Tensor, result: Any) -> Evidence:
+    """By differences over a thousandth of a standard error.
+
+    Where coefficients break, gradients jump from draw to draw: a short stretch meets too few of them to tell the
+    curvature, so that one of a tenth may tell it, and the gradient is taken within a ten-thousandth.
+    """
+    errors = _errors(loglik, result)
     if not np.isfinite(errors).all():
         return Evidence(math.nan, math.nan, "standard errors not finite")
-
-    def value(point: np.ndarray) -> float:
-        return float(loglik.weights @ loglik.values(torch.from_numpy(point)))
 
     def score(point: np.ndarray) -> np.ndarray:
         return loglik.gradient(torch.from_numpy(point))[1].numpy()
 
-    at, steps = params.numpy(), 1e-3 * errors
-    gradient = gradient_by_differences(value, at, steps)
-    return judge(gradient, hessian_by_differences(score, at, steps), errors.tolist())
+    at, breaks = params.numpy(), loglik.specification.breaks
+    gradient = gradient_by_differences(_value(loglik), at, (1e-4 if breaks else 1e-3) * errors)
+    curvatures = [hessian_by_differences(score, at, w * errors) for w in ((1e-3, 0.1) if breaks else (1e-3,))]
+    found = [judge(gradient, hessian, errors.tolist()) for hessian in curvatures]
+    return min(found, key=lambda evidence: bool(evidence.why_not))
 
 
 def _of_strength(model: MixedLogitModel, result: Any) -> Evidence:

@@ -282,7 +282,7 @@ def ours(spec: Specification) -> dict[str, Any]:
     if found.why_not:
         return _outcome("false convergence", start, found.why_not) | common
     if anew is not None and not anew.norm <= TOLERANCE_ANEW:
-        told = max(result.simulation_error.values())
+        told = math.hypot(*result.simulation_error.values())
         said = (
             f"on nodes made anew: {anew.why_not}; told: draws leave estimates uncertain by {told:.1g} standard errors"
         )
@@ -362,10 +362,13 @@ def new_report() -> Report:
         f"xlogit, where it has the model, from its default start, with its default optimiser and {DRAWS} draws. "
         "‘Converged’ is verified from outside and ‘false convergence’ is a declared convergence where that fails: a "
         f"gradient above {TOLERANCE:g} standard errors in the metric of the inverse Hessian, a Hessian by finite "
-        "differences that is not definite, or standard errors that are not finite. For estimates here the gradient too "
-        "is by finite differences of the log-likelihood. ‘Draws too few’: importance sampling whose gradient exceeds "
-        f"{TOLERANCE_ANEW:g} standard errors on nodes made anew at the estimates; ‘error not told’ where, moreover, no "
-        f"simulation_error of the result is as large as {TOLERANCE_ANEW / 2:g} standard errors. A named failure is an "
+        "differences that is not definite, or standard errors that are not finite. For estimates here the gradient "
+        "too is by finite differences of the log-likelihood, and differences are over a thousandth of a standard "
+        "error; where a censored normal breaks at 0 and gradients jump from draw to draw, the gradient's over a "
+        "ten-thousandth, and the Hessian's over a tenth may do. ‘Draws too "
+        f"few’: importance sampling by whose nodes made anew estimates would move by more than {TOLERANCE_ANEW:g} "
+        "standard errors, in the metric of the inverse Hessian; ‘error not told’ where, moreover, the result's own "
+        f"simulation_error, its root sum of squares, is below {TOLERANCE_ANEW / 2:g}. A named failure is an "
         f"error that says what is wrong with data or model. An estimation is stopped after {LIMIT} s.",
         "xlogit",
         "scipy",

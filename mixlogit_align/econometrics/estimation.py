@@ -39,7 +39,7 @@ _ROUNDS = 3
 _FEWEST = 4.0
 # Largest remaining Newton step of a maximum, in standard errors; the search goes on to a hundredth where it can. Where
 # coefficients break, gradients jump from draw to draw.
-_TOLERANCE, _TOLERANCE_OF_BREAKS = 1e-3, 5e-2
+_TOLERANCE, _TOLERANCE_OF_BREAKS = 1e-3, 2e-2
 # A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
 _FAR = 5e-3
 # Families whose parameters have the units of the coefficient.

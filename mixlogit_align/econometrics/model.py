@@ -576,6 +576,7 @@ class MixedLogitModel:
         def on(nodes: Nodes) -> Restricted:
             return Restricted(SimulatedLoglik(found.loglik.data, spec, nodes), free, theta)
 
+        found.maker.data.modes = None  # an individual's posterior may have another mode, which a new search finds
         error = IntegrationError(rule, found.maximum, [spec.names[i] for i in free.tolist()], slopes[free])
         finer = others[0].rule if others else None
         report, spread = error.spread([on(maker.nodes(theta)) for maker in others], finer, ess)
