@@ -498,7 +498,7 @@ class ChoiceData:
         if individual is None:
             anew = "naming individual=, if situations are numbered anew for each person"
         else:
-            anew = "ids of situations that differ within an individual"
+            anew = "correcting these rows, or ids of situations that differ within an individual"
         times = np.bincount(cell, minlength=s * j)
         if times.max() > 1:
             twice = pd.Series(cell).duplicated().to_numpy()

@@ -38,6 +38,15 @@ _DRAWS = 1024
 _RULES = {rule.__name__: rule for rule in (Quadrature, MonteCarlo, QuasiMonteCarlo, ImportanceSampling)}
 
 
+def specification_of(model: MixedLogitModel) -> Specification:
+    """That of a mixed logit; InvalidInputError for another kind of model."""
+    spec: object = getattr(model, "specification", None)
+    if not isinstance(spec, Specification):
+        expected, hint = "a MixedLogitModel", "model.within and model.class_result(result, 1) for latent classes"
+        raise InvalidInputError(explain("model", got=type(model).__name__, expected=expected, hint=hint))
+    return spec
+
+
 @dataclass(frozen=True, eq=False)
 class Estimates:
     """What a result says of a specification.
@@ -62,9 +71,9 @@ class Estimates:
         Raises
         ------
         InvalidInputError
-            If the result is of another model.
+            If the result is of another model, or the model no :class:`MixedLogitModel`.
         """
-        spec = model.specification
+        spec = specification_of(model)
         # names of parameters do not tell families
         if result.specification != str(spec) or tuple(result.params) != spec.names:
             raise InvalidInputError(

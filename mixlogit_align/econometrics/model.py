@@ -20,6 +20,7 @@ from mixlogit_align.econometrics.cov_types import check_cov_type, covariance_or_
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.estimation import (
     Found,
+    Logit,
     Search,
     Watch,
     check_names,
@@ -383,7 +384,8 @@ class MixedLogitModel:
                     ConvergenceWarning,
                     stacklevel=2,
                 )
-            result = self._result(best, ends, held, cov_type, num_redraws, num_replications, seed)
+            signs = _other_signs(spec, logit)
+            result = self._result(best, ends, held, cov_type, num_redraws, num_replications, seed, signs)
         if integration is None and result.coarse:
             warnings.warn(
                 f"too few draws in {result.integration.rule}: {result.too_coarse}. Try integration= with more draws, "
@@ -472,6 +474,7 @@ class MixedLogitModel:
         num_redraws: int,
         num_replications: int,
         seed: int,
+        signs: str,
     ) -> MixedLogitResult:
         spec = self.specification
         found = _positive(best, spec)
@@ -507,7 +510,8 @@ class MixedLogitModel:
         ]  # fmt: skip
         if not converged:
             warnings.warn(
-                f"not converged: {message}. Try fewer random coefficients, another start, more draws or num_starts=5",
+                f"not converged: {message}. Try {signs}fewer random coefficients, another start, more draws or "
+                "num_starts=5",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -582,6 +586,19 @@ class MixedLogitModel:
         report, spread = error.spread([on(maker.nodes(theta)) for maker in others], finer, ess)
         halves = found.maker.halves(found.loglik.nodes) if redraws else []
         return report, spread, error.bias([on(half) for half in halves])
+
+
+def _other_signs(spec: Specification, logit: Logit) -> str:
+    """What to try first: families of the other sign, where the conditional logit has one."""
+    if spec.wtp_space is not None:
+        return ""
+    found = [
+        f"{name}={'' if random.sign < 0 else '-'}{random.family}, since the conditional logit's coefficient is "
+        f"{logit.coefficients[name]:.3g}; "
+        for name, random in spec.random.items()
+        if random.positive and random.sign * logit.coefficients[name] < 0.0
+    ]
+    return "".join(found)
 
 
 def _device(device: str | torch.device) -> torch.device:

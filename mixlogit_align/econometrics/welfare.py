@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mixlogit_align.distributions import Integration
 from mixlogit_align.econometrics.data import ChoiceData
-from mixlogit_align.econometrics.expectations import Expectations
+from mixlogit_align.econometrics.expectations import Expectations, specification_of
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
@@ -131,7 +131,7 @@ def consumer_surplus(
         If the coefficient of the price may be positive, or near 0 so often that the expectation does not exist; if
         the situations after are not those before; or as of ``predict``.
     """
-    price = price_of(model.specification, price)
+    price = price_of(specification_of(model), price)
     before = Expectations(model, result, data, integration, conditional)
     scenarios = {"before": before}
     if after is not None:

@@ -17,7 +17,7 @@ import pytest
 import scipy.optimize
 import torch
 
-from mixlogit_align import FixedDraws, QuasiMonteCarlo
+from mixlogit_align import FixedDraws, QuasiMonteCarlo, econometrics
 from mixlogit_align.econometrics import (
     ChoiceData,
     LatentClassModel,
@@ -865,3 +865,19 @@ def test_what_cannot_be_simulated_is_refused(case: str) -> None:
     options, says = BAD_TRUTHS[case]
     with pytest.raises(InvalidInputError, match=says):
         simulate_latent_classes(**{"truth": TRUTH, **TWO, "data": two_classes().data, "seed": 0, **options})
+
+
+@pytest.mark.parametrize("name", ["predict", "elasticities", "willingness_to_pay", "consumer_surplus", "posteriors"])
+def test_what_a_mixed_logit_is_for_names_the_classes_of_a_latent_one(name: str) -> None:
+    truth = {"class1.a": -1.0, "class1.b": 0.5, "class2.a": -0.3, "class2.b": -0.9, "membership.2.constant": -0.4}
+    sim = simulate_latent_classes(truth, num_classes=2, fixed=["a", "b"], num_individuals=5, seed=1)
+    model: Any = LatentClassModel(sim.data, fixed=["a", "b"], num_classes=2)
+    calls = {
+        "predict": lambda: econometrics.predict(model, model),
+        "elasticities": lambda: econometrics.elasticities(model, model, "a"),
+        "willingness_to_pay": lambda: econometrics.willingness_to_pay(model, model, "b", "a"),
+        "consumer_surplus": lambda: econometrics.consumer_surplus(model, model, "a"),
+        "posteriors": lambda: econometrics.individual_posteriors(model, model),
+    }
+    with pytest.raises(InvalidInputError, match=r"LatentClassModel; expected a MixedLogitModel. Try model.within"):
+        calls[name]()

@@ -482,6 +482,14 @@ def test_never_converged_without_finite_standard_errors(family: str, cov_type: s
     assert finite or not result.converged
 
 
+def test_a_family_of_the_wrong_sign_is_told() -> None:
+    truth = {"t": 0.5, "p.loc": -0.3, "p.scale": 0.4}
+    random = {"p": "-lognormal"}
+    data = simulate_choices(truth, fixed=["t"], random=random, num_individuals=100, num_situations=5, seed=1).data
+    with pytest.warns(ConvergenceWarning, match="Try p=-lognormal, since the conditional logit's coefficient is -0"):
+        MixedLogitModel(data, ["t"], {"p": "lognormal"}).fit()
+
+
 def always_for_or_against() -> ChoiceData:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 10))
