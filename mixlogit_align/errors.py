@@ -47,3 +47,28 @@ def explain(what: str, *, got: object, expected: str, hint: str) -> str:
         ``"<what>: got <got>; expected <expected>. Try <hint>."``
     """
     return f"{what}: got {got}; expected {expected}. Try {hint.rstrip('.')}."
+
+
+def require_count(name: str, value: object, least: int = 1, *, hint: str | None = None) -> int:
+    """The value, refused where it is not a whole number of at least ``least``.
+
+    Parameters
+    ----------
+    name : str
+    value : object
+    least : int
+    hint : str, optional
+        By default ``name=least``.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        expected = f"{least} or more"
+        raise InvalidInputError(explain(name, got=repr(value), expected=expected, hint=hint or f"{name}={least}"))
+    return value

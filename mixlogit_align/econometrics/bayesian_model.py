@@ -41,7 +41,7 @@ from mixlogit_align.econometrics.sampling import (
     sample_chain,
     seeded,
 )
-from mixlogit_align.errors import IntegrationWarning, InvalidInputError, explain
+from mixlogit_align.errors import IntegrationWarning, InvalidInputError, explain, require_count
 
 if TYPE_CHECKING:
     import arviz as az
@@ -451,5 +451,4 @@ def require(holds: bool, what: str, got: object, expected: str, hint: str | None
 def require_counts(**counts: int) -> None:
     """Refuse a number that is not whole, or below 1."""
     for name, count in counts.items():
-        whole = isinstance(count, int) and not isinstance(count, bool)
-        require(whole and count >= 1, name, repr(count), "1 or more", f"{name}=1000")
+        require_count(name, count, hint=f"{name}=1000")

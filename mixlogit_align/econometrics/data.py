@@ -83,6 +83,16 @@ class ChoiceData:
         return len(self.alternatives)
 
     @property
+    def situation_weights(self) -> torch.Tensor:
+        """Frequencies of situations, (S,): of their individuals."""
+        return self.weights[self.individual]
+
+    @property
+    def null_loglik(self) -> float:
+        """Log-likelihood where the alternatives on offer have equal shares."""
+        return -float(self.situation_weights @ self.available.sum(-1, dtype=torch.float64).log())
+
+    @property
     def is_binary(self) -> bool:
         """Whether every situation offers exactly two alternatives."""
         return bool((self.available.sum(-1) == 2).all())

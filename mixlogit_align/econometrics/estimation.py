@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mixlogit_align.distributions import ImportanceSampling
 from mixlogit_align.econometrics.data import ChoiceData
+from mixlogit_align.econometrics.evidence import few_effective, running_away, tolerance_of
 from mixlogit_align.econometrics.families import Random
 from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
 from mixlogit_align.econometrics.nodes import NodeMaker, effective_draws, enough_effective, first_maker
@@ -35,13 +36,6 @@ _SEPARATED = 1e-7
 # move by more than the second when rounds end, the default rule takes more draws.
 _SETTLED, _UNSETTLED = 0.05, 0.3
 _ROUNDS = 3
-# Nothing has converged where importance sampling has fewer effective draws for one individual in 20.
-_FEWEST = 4.0
-# Largest remaining Newton step of a maximum, in standard errors; the search goes on to a hundredth where it can. Where
-# coefficients break, gradients jump from draw to draw.
-_TOLERANCE, _TOLERANCE_OF_BREAKS = 1e-3, 2e-2
-# A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
-_FAR = 5e-3
 # Families whose parameters have the units of the coefficient.
 _IN_UNITS = ("normal", "uniform", "triangular", "censored_normal", "truncated_normal")
 # Individuals a parameter above which the outer product of scores stands for the Hessian: with few draws, from where
@@ -386,7 +380,7 @@ class Search:
 
     @property
     def _tolerance(self) -> float:
-        return _TOLERANCE_OF_BREAKS if self.specification.breaks else _TOLERANCE
+        return tolerance_of(self.specification)
 
     def _ran_away(self, theta: Tensor) -> str:
         natural = self.specification.natural(theta).tolist()
@@ -404,21 +398,11 @@ class Search:
         """Not converged where parameters run away, or importance sampling rests on next to no draws."""
         if not found.maximum.converged:
             return found
-        message = self._running(found)
+        names = [self.specification.names[i] for i in found.free.tolist()]
+        message = running_away(found.maximum, names, self.sizes[found.free], self._tolerance)
         if not message and isinstance(found.maker.rule, ImportanceSampling):
-            least = float(effective_draws(found.loglik, found.params).quantile(0.05))
-            if least < _FEWEST:
-                message = f"one individual in 20 has no more than {least:.1f} effective draws of importance sampling"
+            message = few_effective(effective_draws(found.loglik, found.params))
         return replace(found, maximum=replace(found.maximum, converged=False, message=message)) if message else found
-
-    def _running(self, found: Found) -> str:
-        """Which parameters still go far, on a likelihood that is flat: it has no maximum but at infinity."""
-        maximum = found.maximum
-        step = torch.linalg.solve(-maximum.hessian, maximum.gradient)
-        least = _FAR * self._tolerance / _TOLERANCE
-        far = step.abs() > least * torch.maximum(maximum.params.abs(), self.sizes[found.free])
-        names = [self.specification.names[i] for i in found.free[far].tolist()]
-        return f"{names} move on without end, on a likelihood that hardly rises" if names else ""
 
     def _at(self, maker: NodeMaker, theta: Tensor, free: Tensor, stage: str) -> tuple[_Watched, Restricted]:
         """The log-likelihood with nodes made for ``theta``, of all parameters and of the free ones."""

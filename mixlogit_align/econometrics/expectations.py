@@ -286,7 +286,7 @@ class Expectations:
     @property
     def situation_weights(self) -> Tensor:
         """Frequencies of situations, (S,)."""
-        return self.data.weights[self.data.individual]
+        return self.data.situation_weights
 
     @property
     def covariates(self) -> Tensor:

@@ -117,7 +117,7 @@ def mcfadden_train_test(model: MixedLogitModel, variables: Sequence[str] | None 
     x = torch.stack([data.attribute(name) for name in spec.variables], -1)
     beta = torch.tensor([logit.coefficients[name] for name in spec.variables], dtype=torch.float64)
     p = torch.softmax((x @ beta).masked_fill(~data.available, -torch.inf), 1)
-    weights = data.weights[data.individual]
+    weights = data.situation_weights
     own = x[..., [spec.variables.index(name) for name in tested]]
     z = 0.5 * (own - _mean(p, own)) ** 2
     both = torch.cat([x, z], -1)

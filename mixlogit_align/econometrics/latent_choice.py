@@ -17,7 +17,7 @@ from mixlogit_align.econometrics.latent_results import LatentClassResult
 from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.scoring import CrossValidation, cross_validate
-from mixlogit_align.errors import ConvergenceWarning, InvalidInputError, explain
+from mixlogit_align.errors import ConvergenceWarning, InvalidInputError, explain, require_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,8 +178,7 @@ def choose_classes(
     ConvergenceError
         As of :meth:`LatentClassModel.fit`.
     """
-    if isinstance(max_classes, bool) or not isinstance(max_classes, int) or max_classes < 1:
-        raise InvalidInputError(explain("max_classes", got=repr(max_classes), expected="1 or more", hint="5"))
+    require_count("max_classes", max_classes, hint="5")
     results, folds = [], []
     said: list[str] = []
     highest = -math.inf

@@ -35,15 +35,14 @@ from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.nodes import NodeMaker
 from mixlogit_align.econometrics.posteriors import IndividualPosteriors, individual_posteriors
 from mixlogit_align.econometrics.predictions import predict
+from mixlogit_align.econometrics.reported import reported
 from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitResult, Optimum
-from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
-from mixlogit_align.inference import Restricted, delta_method, refine_loglik, standard_errors
+from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain, require_count
+from mixlogit_align.inference import Restricted, refine_loglik
 from mixlogit_align.numerics.importance import effective_sample_size
 
 # Starts, where none is given.
 _STARTS = 10
-# A scale within this many standard errors of 0 is at its boundary.
-_AT_ZERO = 1e-3
 # Log-likelihoods closer than this are the same.
 _HIGHER = 1e-3
 
@@ -261,15 +260,9 @@ class LatentClassModel:
             )
         usual = 1 if start or self.parameters.num_classes == 1 else _STARTS
         count = usual if num_starts is None else num_starts
-        for name, number, least in (
-            ("num_starts", count, 1),
-            ("num_redraws", num_redraws, 0),
-            ("num_replications", num_replications, 2),
-        ):
-            if isinstance(number, bool) or not isinstance(number, int) or number < least:
-                raise InvalidInputError(
-                    explain(name, got=repr(number), expected=f"{least} or more", hint=f"{name}={least}")
-                )
+        require_count("num_starts", count)
+        require_count("num_redraws", num_redraws, 0)
+        require_count("num_replications", num_replications, 2)
         usual_rule = integration is None
         if not self.within.specification.num_dims:
             integration = Quadrature()
@@ -291,14 +284,7 @@ class LatentClassModel:
         self._warn(runs, nowhere, best)
         ends = tuple(self._optimum(run) for run in runs) if count > 1 else ()
         result = self._result(search, best, ends, held, cov_type, num_redraws, num_replications, seed)
-        if usual_rule and result.coarse:
-            warnings.warn(
-                f"too few draws in {result.integration.rule}: {result.too_coarse}. Try integration= with more draws, "
-                "or fewer random coefficients",
-                IntegrationWarning,
-                stacklevel=2,
-            )
-        return result
+        return result.told_if_coarse() if usual_rule else result
 
     def _placed(self, theta: Tensor, values: Mapping[str, float]) -> Tensor:
         """Estimated coordinates (Q,) with the given natural parameters in place."""
@@ -367,51 +353,33 @@ class LatentClassModel:
         if doubt and converged:
             message, converged = doubt, False
             warnings.warn(f"not converged: {message}", ConvergenceWarning, stacklevel=3)
-        cov_theta = torch.zeros(len(theta), len(theta), dtype=torch.float64)
-        cov_theta[free[:, None], free] = free_cov
-        cov = slopes[:, None] * cov_theta * slopes
-        hessian = maximum.hessian if len(free) == len(theta) else found.loglik.derivatives(theta).hessian
-        errors = standard_errors(cov)
-        names = self._moments(found.loglik, natural)[0]
-        moments, moment_cov = delta_method(lambda params: self._moments(found.loglik, params)[1], natural, cov)
-        near = [
-            name
-            for name in parameters.scales
-            if name not in held and name not in parameters.logged_names
-            and abs(float(natural[parameters.index[name]])) < _AT_ZERO * float(errors[parameters.index[name]])
-        ]  # fmt: skip
         report, simulation_sd, simulation_bias = self._integration(search, found, slopes, num_redraws)
-        situations = self.data.weights[self.data.individual]
         return LatentClassResult(
-            params=dict(zip(parameters.names, natural.tolist(), strict=True)),
-            std_errors=dict(zip(parameters.names, errors.tolist(), strict=True)),
-            cov=cov,
-            moments=dict(zip(names, moments.tolist(), strict=True)),
-            moment_std_errors=dict(zip(names, standard_errors(moment_cov).tolist(), strict=True)),
-            mixing=None,
-            loglik=maximum.loglik,
-            null_loglik=self._null_loglik(self.data.weights),
+            **reported(
+                self.data,
+                maximum,
+                names=parameters.names,
+                natural=natural,
+                slopes=slopes,
+                free=free,
+                free_cov=free_cov,
+                hessian=lambda: found.loglik.derivatives(theta).hessian,
+                scores=scores,
+                moments=lambda params: self._moments(found.loglik, params),
+                scales=parameters.scales,
+                logged=parameters.logged_names,
+                held=held,
+            ),
             converged=converged,
-            gradient_norm=maximum.gradient_norm,
-            hessian_eigenvalues=maximum.eigenvalues,
             message=message,
-            at_boundary=bool(near),
-            fixed=None,
             integration=report,
             simulation_sd=simulation_sd,
             simulation_bias=simulation_bias,
             cov_type=cov_type,
             specification=str(parameters),
-            not_in_model=self._unused(),
-            held=held,
-            scales=parameters.scales,
-            n_individuals=float(self.data.weights.sum()),
-            nobs=float(situations.sum()),
+            not_in_model=self.within._unused(parameters.membership),
             iterations=maximum.iterations + len(found.em) - 1,
             evaluations=maximum.evaluations + len(found.em),
-            hessian=hessian / slopes[:, None] / slopes,
-            scores=scores / slopes,
-            weights=self.data.weights,
             optima=optima,
             num_classes=parameters.num_classes,
             membership=parameters.membership,
@@ -427,17 +395,6 @@ class LatentClassModel:
         natural = self.parameters.natural(run.params).tolist()
         params = dict(zip(self.parameters.names, natural, strict=True))
         return Optimum(params=params, loglik=run.maximum.loglik, converged=run.maximum.converged)
-
-    def _null_loglik(self, weights: Tensor) -> float:
-        """With equal shares of alternatives; weights (N,)."""
-        return -float(weights[self.data.individual] @ self.data.available.sum(-1, dtype=torch.float64).log())
-
-    def _unused(self) -> tuple[str, ...]:
-        """Attributes without a coefficient."""
-        spec = self.within.specification
-        used = {*self.parameters.membership, *spec.covariates, *spec.variables}
-        used |= {part for name in spec.variables for part in name.split(":")}
-        return tuple(name for name in self.data.variables if name not in used)
 
     def _moments(self, loglik: LatentLoglik, natural: Tensor) -> tuple[tuple[str, ...], Tensor]:
         """Shares, and the moments of random coefficients in each class, of natural parameters (Q,)."""
@@ -466,16 +423,18 @@ class LatentClassModel:
             ess = float(effective_sample_size(found.loglik.joint(theta)).min())
         rounds = range(1, num_redraws + 1 if found.maximum.converged else 1)
         others = [again for again in (self._again(found, i) for i in rounds) if again is not None]
-        nodes = [latent_nodes(makers, self.parameters, theta) for makers in others]
         by_class = [
             maker.halves(part.nodes) for maker, part in zip(found.makers, found.loglik.classes, strict=True) if rounds
         ]
+        for maker in found.makers:
+            maker.data.modes = None  # an individual's posterior may have another mode, which a new search finds
         error = IntegrationError(rule, found.maximum, [self.parameters.names[i] for i in free.tolist()], slopes[free])
 
         def at(nodes: Sequence[Nodes]) -> Restricted:
             return Restricted(latent_loglik(self.parameters, search.panels, nodes, self._covariates), free, theta)
 
         finer = others[0][0].rule if others else None
+        nodes = [latent_nodes(makers, self.parameters, theta) for makers in others]
         report, spread = error.spread([at(each) for each in nodes], finer, ess)
         return report, spread, error.bias([at(each) for each in zip(*by_class, strict=True)])
 
@@ -531,7 +490,7 @@ class LatentClassModel:
         theirs = dict(zip(spec.names, (parameters.names[i] for i in at.tolist()), strict=True))
         prefix = f"{label(c)}."
         moments = [name for name in result.moments if name.startswith(prefix) and name != f"{prefix}share"]
-        members = result.weights * result.posterior[:, c]
+        members = replace(self.data, weights=result.weights * result.posterior[:, c])
 
         def own(values: Mapping[str, float]) -> dict[str, float]:
             return {name: values[full] for name, full in theirs.items() if full in values}
@@ -543,8 +502,8 @@ class LatentClassModel:
             moments={name.removeprefix(prefix): result.moments[name] for name in moments},
             moment_std_errors={name.removeprefix(prefix): result.moment_std_errors[name] for name in moments},
             mixing=None,
-            loglik=float(members @ result.loglik_by_class[:, c]),
-            null_loglik=self._null_loglik(members),
+            loglik=float(members.weights @ result.loglik_by_class[:, c]),
+            null_loglik=members.null_loglik,
             converged=result.converged,
             gradient_norm=result.gradient_norm,
             hessian_eigenvalues=result.hessian_eigenvalues,
@@ -559,8 +518,8 @@ class LatentClassModel:
             not_in_model=result.not_in_model,
             held=own(result.held),
             scales=spec.scales,
-            n_individuals=float(members.sum()),
-            nobs=float(members[self.data.individual].sum()),
+            n_individuals=float(members.weights.sum()),
+            nobs=float(members.situation_weights.sum()),
             iterations=result.iterations,
             evaluations=result.evaluations,
             hessian=result.hessian[at][:, at],

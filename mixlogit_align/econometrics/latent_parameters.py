@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.specification import Specification
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, explain, require_count
 
 CONSTANT = "constant"
 # Covariates are collinear where the smallest singular value of their centred columns of unit length is below this.
@@ -51,8 +51,7 @@ class LatentParameters:
 
     def __post_init__(self) -> None:
         count, names = self.num_classes, self.specification.names
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidInputError(explain("num_classes", got=repr(count), expected="1 or more", hint="num_classes=2"))
+        require_count("num_classes", count, hint="num_classes=2")
         wrong = [name for name in self.common if name not in names]
         if wrong or len(set(self.common)) < len(self.common) or (count > 1 and len(self.common) == len(names)):
             raise InvalidInputError(

@@ -16,6 +16,7 @@ from torch import Tensor
 from mixlogit_align.distributions import ImportanceSampling, Integration
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.estimation import fit_logit, least_sizes, starting_values
+from mixlogit_align.econometrics.evidence import few_effective, running_away, tolerance_of
 from mixlogit_align.econometrics.latent_likelihood import LatentLoglik
 from mixlogit_align.econometrics.latent_parameters import LatentParameters, label
 from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
@@ -32,13 +33,8 @@ _EM_STEPS = 500
 _TOWARDS, _NOISE = 0.3, 0.2
 # Nodes that depend on parameters follow the estimates until these move by less, in standard errors.
 _SETTLED, _ROUNDS = 0.05, 4
-# Largest remaining Newton step of a maximum, in standard errors: of a simulated log-likelihood, of one whose
-# coefficients break, so that gradients jump from draw to draw, and of an exact one.
-_TOLERANCE, _TOLERANCE_OF_BREAKS, _TOLERANCE_EXACT = 1e-3, 2e-2, 1e-6
-# A remaining step is short in standard errors where nothing is known, too: it must be so as a share of the parameter.
-_FAR = 5e-3
-# One individual in 20 must have as many effective draws of importance sampling.
-_FEWEST = 4.0
+# Largest remaining Newton step of a maximum of an exact log-likelihood, in standard errors.
+_TOLERANCE_EXACT = 1e-6
 # Classes between which no individual's log-likelihood differs by more are one.
 _ALIKE = 1e-3
 # Parameters with this share of the largest part in a flat direction are told.
@@ -168,7 +164,7 @@ class LatentSearch:
     @property
     def _tolerance(self) -> float:
         spec = self.parameters.specification
-        return _TOLERANCE_OF_BREAKS if spec.breaks else _TOLERANCE if spec.num_dims else _TOLERANCE_EXACT
+        return tolerance_of(spec) if spec.num_dims else _TOLERANCE_EXACT
 
     def _makers(self, theta: Tensor, rule: Integration | None) -> tuple[NodeMaker, ...]:
         return latent_makers(self.panels, self.parameters, theta, rule)
@@ -251,30 +247,25 @@ class LatentSearch:
         """Not converged where parameters run away, classes are alike or draws are few; says which."""
         few, alike = self._without_members(found), self._alike(found)
         doubts = [] if found.maximum.converged else [found.maximum.message]
-        doubts += [*alike, *self._undetermined(found.maximum)]
+        doubts += [*alike, self._undetermined(found.maximum)]
         if isinstance(found.makers[0].rule, ImportanceSampling):
-            least = float(effective_sample_size(found.loglik.joint(found.params)).quantile(0.05))
-            doubts += [f"one individual in 20 has no more than {least:.1f} effective draws"] * (least < _FEWEST)
-        maximum = found.maximum
+            doubts.append(few_effective(effective_sample_size(found.loglik.joint(found.params))))
+        maximum, doubts = found.maximum, [doubt for doubt in doubts if doubt]
         if doubts:
             maximum = replace(maximum, converged=False, message="; ".join([*doubts, *few]))
         return replace(found, maximum=maximum, degenerate=(*few, *alike))
 
-    def _undetermined(self, maximum: MaximumLikelihood) -> list[str]:
+    def _undetermined(self, maximum: MaximumLikelihood) -> str:
         """Parameters that still go far, or that a flat log-likelihood says nothing about."""
         if not (torch.isfinite(maximum.hessian).all() and torch.isfinite(maximum.gradient).all()):
-            return []
+            return ""
+        names = [self.parameters.names[i] for i in self.free.tolist()]
         if math.isfinite(maximum.gradient_norm):
-            step = torch.linalg.solve(-maximum.hessian, maximum.gradient)
-            said = step.abs() > _FAR * torch.maximum(maximum.params.abs(), self._sizes[self.free])
-            what = "move on without end, on a likelihood that hardly rises"
-        else:
-            scale = maximum.hessian.diagonal().abs().clamp_min(1e-300).rsqrt()
-            flattest = torch.linalg.eigh(-scale[:, None] * maximum.hessian * scale).eigenvectors[:, 0].abs()
-            said = flattest > _PART * flattest.max()
-            what = "are not told apart by the data"
-        names = [self.parameters.names[i] for i in self.free[said].tolist()]
-        return [f"{names} {what}"] * bool(names)
+            return running_away(maximum, names, self._sizes[self.free], self._tolerance)
+        scale = maximum.hessian.diagonal().abs().clamp_min(1e-300).rsqrt()
+        flattest = torch.linalg.eigh(-scale[:, None] * maximum.hessian * scale).eigenvectors[:, 0].abs()
+        flat = (flattest > _PART * flattest.max()).tolist()
+        return f"{[name for name, part in zip(names, flat, strict=True) if part]} are not told apart by the data"
 
     @cached_property
     def _sizes(self) -> Tensor:

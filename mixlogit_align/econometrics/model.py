@@ -33,15 +33,14 @@ from mixlogit_align.econometrics.families import Random
 from mixlogit_align.econometrics.integration_error import IntegrationError
 from mixlogit_align.econometrics.likelihood import Nodes, PanelData, SimulatedLoglik
 from mixlogit_align.econometrics.nodes import NodeMaker, default_maker, effective_draws
+from mixlogit_align.econometrics.reported import reported
 from mixlogit_align.econometrics.results import IntegrationReport, MixedLogitResult, Optimum
 from mixlogit_align.econometrics.specification import Specification
 from mixlogit_align.econometrics.strength import StrengthModel
-from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, IntegrationWarning, InvalidInputError, explain
+from mixlogit_align.errors import ConvergenceError, ConvergenceWarning, InvalidInputError, explain, require_count
 from mixlogit_align.inference import (
     Restricted,
-    delta_method,
     refine_loglik,
-    standard_errors,
 )
 from mixlogit_align.numerics.threads import own_threads
 
@@ -50,8 +49,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-# A scale within this many standard errors of 0 is at its boundary.
-_AT_ZERO = 1e-3
 # How far a random start goes: standard deviations of locations, and of the logarithm of scales.
 _JITTER = 1.0
 
@@ -339,15 +336,9 @@ class MixedLogitModel:
         Uses as many threads as torch does, ``torch.set_num_threads``.
         """
         check_cov_type(cov_type, self.data)
-        for name, count, least in (
-            ("num_starts", num_starts, 1),
-            ("num_redraws", num_redraws, 0),
-            ("num_replications", num_replications, 2),
-        ):
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise InvalidInputError(
-                    explain(name, got=repr(count), expected=f"{least} or more", hint=f"{name}={least}")
-                )
+        require_count("num_starts", num_starts)
+        require_count("num_redraws", num_redraws, 0)
+        require_count("num_replications", num_replications, 2)
         plain = not hold and not bounds and num_starts == 1 and device is None and cov_type != "bootstrap"
         if self._strength is not None and plain and not isinstance(integration, ImportanceSampling):
             with own_threads(), _watching(progress) as watch:
@@ -386,14 +377,7 @@ class MixedLogitModel:
                 )
             signs = _other_signs(spec, logit)
             result = self._result(best, ends, held, cov_type, num_redraws, num_replications, seed, signs)
-        if integration is None and result.coarse:
-            warnings.warn(
-                f"too few draws in {result.integration.rule}: {result.too_coarse}. Try integration= with more draws, "
-                "or fewer random coefficients",
-                IntegrationWarning,
-                stacklevel=2,
-            )
-        return result
+        return result.told_if_coarse() if integration is None else result
 
     def _held(self, hold: Mapping[str, float] | None) -> dict[str, float]:
         held = {name: float(value) for name, value in (hold or {}).items()}
@@ -480,8 +464,7 @@ class MixedLogitModel:
         found = _positive(best, spec)
         maximum, theta, free = found.maximum, found.params, found.free
         natural, slopes = spec.natural(theta), self._slopes(theta)
-        p = len(spec.names)
-        scores_theta = found.loglik.scores(theta)[1].cpu()
+        scores = found.loglik.scores(theta)[1].cpu()
 
         def refit(weights: Tensor) -> Tensor | None:
             loglik = found.loglik.weighted(weights)
@@ -489,25 +472,10 @@ class MixedLogitModel:
             return again.params if again.converged else None
 
         free_cov, doubt = covariance_or_doubt(
-            cov_type, self.data, maximum, scores_theta[:, free], refit, num_replications, seed
+            cov_type, self.data, maximum, scores[:, free], refit, num_replications, seed
         )
         message = doubt if doubt and maximum.converged else maximum.message
         converged = maximum.converged and not doubt
-        cov_theta = torch.zeros(p, p, dtype=torch.float64)
-        cov_theta[free[:, None], free] = free_cov
-        cov = slopes[:, None] * cov_theta * slopes
-        hessian = found.loglik.derivatives(theta).hessian if len(free) < p else maximum.hessian
-        covariates = self._mean_covariates()
-        moment_names, _ = spec.moments(natural, covariates)
-        moments, moment_cov = delta_method(lambda params: spec.moments(params, covariates)[1], natural, cov)
-        errors = standard_errors(cov)
-        fixed_now = {**held, **{name: float(natural[spec.index[name]]) for name in found.at_bound}}
-        near = [
-            name
-            for name in spec.scales
-            if name not in fixed_now and name not in spec.logged
-            and abs(float(natural[spec.index[name]])) < _AT_ZERO * float(errors[spec.index[name]])
-        ]  # fmt: skip
         if not converged:
             warnings.warn(
                 f"not converged: {message}. Try {signs}fewer random coefficients, another start, more draws or "
@@ -516,41 +484,41 @@ class MixedLogitModel:
                 stacklevel=3,
             )
         integration, simulation_sd, simulation_bias = self._integration(found, slopes, num_redraws)
-        situations = self.data.weights[self.data.individual]
+        covariates = self._mean_covariates()
         return MixedLogitResult(
-            params=dict(zip(spec.names, natural.tolist(), strict=True)),
-            std_errors=dict(zip(spec.names, errors.tolist(), strict=True)),
-            cov=cov,
-            moments=dict(zip(moment_names, moments.tolist(), strict=True)),
-            moment_std_errors=dict(zip(moment_names, standard_errors(moment_cov).tolist(), strict=True)),
-            mixing=None,
-            loglik=maximum.loglik,
-            null_loglik=-float((situations * self.data.available.sum(-1, dtype=torch.float64).log()).sum()),
+            **reported(
+                self.data,
+                maximum,
+                names=spec.names,
+                natural=natural,
+                slopes=slopes,
+                free=free,
+                free_cov=free_cov,
+                hessian=lambda: found.loglik.derivatives(theta).hessian,
+                scores=scores,
+                moments=lambda params: spec.moments(params, covariates),
+                scales=spec.scales,
+                logged=spec.logged,
+                held={**held, **{name: float(natural[spec.index[name]]) for name in found.at_bound}},
+            ),
             converged=converged,
-            gradient_norm=maximum.gradient_norm,
-            hessian_eigenvalues=maximum.eigenvalues,
             message=message,
-            at_boundary=bool(near),
-            fixed=None,
             integration=integration,
             simulation_sd=simulation_sd,
             simulation_bias=simulation_bias,
             cov_type=cov_type,
             specification=str(spec),
-            not_in_model=tuple(
-                name for name in self.data.variables if name not in spec.covariates and not _has(spec.variables, name)
-            ),
-            held=fixed_now,
-            scales=spec.scales,
-            n_individuals=float(self.data.weights.sum()),
-            nobs=float(situations.sum()),
+            not_in_model=self._unused(),
             iterations=best.iterations,
             evaluations=best.evaluations,
-            hessian=hessian / slopes[:, None] / slopes,
-            scores=scores_theta / slopes,
-            weights=self.data.weights,
             optima=tuple(optima),
         )
+
+    def _unused(self, used: Sequence[str] = ()) -> tuple[str, ...]:
+        """Attributes of the data without a coefficient, but for those that are ``used`` otherwise."""
+        spec = self.specification
+        parts = {part for name in spec.variables for part in (name, *name.split(":"))} | {*spec.covariates, *used}
+        return tuple(name for name in self.data.variables if name not in parts)
 
     def _optimum(self, run: Found) -> Optimum:
         spec = self.specification
@@ -608,11 +576,6 @@ def _device(device: str | torch.device) -> torch.device:
         expected = "a device that torch can compute on here"
         raise InvalidInputError(explain("device", got=repr(device), expected=expected, hint="device=None")) from error
     return torch.device(device)
-
-
-def _has(variables: Sequence[str], name: str) -> bool:
-    """Whether a variable is among them, by itself or in an interaction."""
-    return any(name in (variable, *variable.split(":")) for variable in variables)
 
 
 def _positive(found: Found, spec: Specification) -> Found:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -21,7 +22,7 @@ from mixlogit_align.econometrics.comparison import (
 )
 from mixlogit_align.econometrics.rendering import BOUNDARY_ERROR, Summary, Table, number, probability
 from mixlogit_align.econometrics.storage import not_a_result, read, write
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import IntegrationWarning, InvalidInputError, explain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -402,7 +403,7 @@ class MixedLogitResult:
         write(path, values, self.mixing)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> MixedLogitResult:
+    def load(cls, path: str | PathLike[str]) -> Self:
         """Read a result that :meth:`save` wrote.
 
         Parameters
@@ -494,6 +495,17 @@ class MixedLogitResult:
             ends = (f"{end.loglik:.4f}" + ("" if end.converged else " (not converged)") for end in self.optima)
             lines.append(f"log-likelihoods from {len(self.optima)} starts: {', '.join(ends)}")
         return lines
+
+    def told_if_coarse(self) -> Self:
+        """Itself, with an IntegrationWarning, two calls up, where draws are too few."""
+        if self.coarse:
+            warnings.warn(
+                f"too few draws in {self.integration.rule}: {self.too_coarse}. Try integration= with more draws, or "
+                "fewer random coefficients",
+                IntegrationWarning,
+                stacklevel=3,
+            )
+        return self
 
     @property
     def too_coarse(self) -> str:

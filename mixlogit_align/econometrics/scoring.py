@@ -218,18 +218,17 @@ def cross_validate(
         params.append(result.params)
         converged.append(result.converged)
     total, error = _total(by_individual, data.weights)
-    situations = data.weights[data.individual]
     return CrossValidation(
         loglik=total,
         std_error=error,
-        null_loglik=-float(situations @ data.available.sum(1).to(torch.float64).log()),
+        null_loglik=data.null_loglik,
         by_individual=by_individual,
         fold=fold,
         fold_params=tuple(params),
         converged=tuple(converged),
         individuals=data.individuals,
         weights=data.weights,
-        nobs=float(situations.sum()),
+        nobs=float(data.situation_weights.sum()),
         specification=str(model.specification),
     )
 

@@ -18,7 +18,7 @@ from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.estimation import check_names
 from mixlogit_align.econometrics.families import Random
 from mixlogit_align.econometrics.specification import Specification
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, explain, require_count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -318,10 +318,8 @@ def _size(counts: Mapping[str, int | None]) -> torch.Size:
     found = []
     for name, given in counts.items():
         count = least[name] if given is None and name != "num_individuals" else given
-        if isinstance(count, bool) or not isinstance(count, int) or count < least[name]:
-            hint = "data=, if the attributes are there" if count is None else f"{name}={least[name]}"
-            raise InvalidInputError(explain(name, got=count, expected=f"{least[name]} or more", hint=hint))
-        found.append(count)
+        hint = "data=, if the attributes are there" if count is None else None
+        found.append(require_count(name, count, least[name], hint=hint))
     return torch.Size(found)
 
 

@@ -192,7 +192,6 @@ class StrengthModel:
         natural = self._names(self._family.names)
         moments = self._names(("mean", "sd"))
         errors, moment_errors = map(standard_errors, (estimates.covariance, estimates.moment_covariance))
-        situation_weights = self.data.weights[self.data.individual]
         return MixedLogitResult(
             params=dict(zip(natural, estimates.natural.tolist(), strict=True)),
             std_errors=dict(zip(natural, errors.tolist(), strict=True)),
@@ -201,7 +200,7 @@ class StrengthModel:
             moment_std_errors=dict(zip(moments, moment_errors.tolist(), strict=True)),
             mixing=mixing,
             loglik=loglik,
-            null_loglik=-float((situation_weights * self.data.available.sum(-1, dtype=torch.float64).log()).sum()),
+            null_loglik=self.data.null_loglik,
             converged=estimates.converged,
             gradient_norm=estimates.gradient_norm,
             hessian_eigenvalues=estimates.eigenvalues,
@@ -221,7 +220,7 @@ class StrengthModel:
             simulation_sd=simulation[0],
             simulation_bias=simulation[1],
             n_individuals=float(self.data.weights.sum()),
-            nobs=float(situation_weights.sum()),
+            nobs=float(self.data.situation_weights.sum()),
             iterations=best.iterations,
             evaluations=best.evaluations,
             hessian=estimates.hessian,

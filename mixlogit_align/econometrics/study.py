@@ -41,6 +41,7 @@ from mixlogit_align.errors import (
     InvalidInputError,
     MixlogitError,
     explain,
+    require_count,
 )
 
 # Torch's generator and the filters of warnings belong to a process, whose threads may have a replication each.
@@ -73,8 +74,7 @@ class StudyDesign:
     seed: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InvalidInputError(explain("seed", got=repr(self.seed), expected="0 or more", hint="seed=0"))
+        require_count("seed", self.seed, 0)
         if not isinstance(self.truth, Mapping):
             spec = self.specification
             if spec.fixed or len(spec.random) != 1 or spec.all_vary:
@@ -318,13 +318,10 @@ def recovery_study(
         If an argument does not fit the others, or the folder holds another study. A replication whose data or search
         fail is recorded and counted; the study goes on.
     """
-    for name, count, good in (
-        ("num_replications", num_replications, isinstance(num_replications, int) and num_replications >= 1),
-        ("n_jobs", n_jobs, n_jobs is None or (isinstance(n_jobs, int) and n_jobs != 0)),
-    ):
-        if not good or isinstance(count, bool):
-            expected = "1 or more" if name == "num_replications" else "1 or more, or -1 for one a core"
-            raise InvalidInputError(explain(name, got=repr(count), expected=expected, hint=f"{name}=1"))
+    require_count("num_replications", num_replications)
+    if isinstance(n_jobs, bool) or not (n_jobs is None or (isinstance(n_jobs, int) and n_jobs != 0)):
+        expected = "1 or more, or -1 for one a core"
+        raise InvalidInputError(explain("n_jobs", got=repr(n_jobs), expected=expected, hint="n_jobs=1"))
     specification = Specification.of(fixed, random or {}, correlated, wtp_space, scale_heterogeneity)
     if isinstance(truth, Mapping):
         truth = {name: float(value) for name, value in truth.items()}

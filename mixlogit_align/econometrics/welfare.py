@@ -74,7 +74,7 @@ class ConsumerSurplus:
     @property
     def summary(self) -> Summary:
         """Table of means, and of the sum over situations."""
-        size = float(self.data.weights[self.data.individual].sum())
+        size = float(self.data.situation_weights.sum())
         rows = tuple(
             (name, number(value), number(self.std_errors[name], 4), number(value * size))
             for name, value in self.means.items()

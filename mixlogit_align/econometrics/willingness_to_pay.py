@@ -20,7 +20,7 @@ from mixlogit_align.econometrics.model import MixedLogitModel
 from mixlogit_align.econometrics.rendering import Summary, Table, number
 from mixlogit_align.econometrics.results import MixedLogitResult
 from mixlogit_align.econometrics.specification import Specification
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, explain, require_count
 from mixlogit_align.inference import delta_method, standard_errors
 from mixlogit_align.numerics.quadrature import product_rule, trapezoid_normal
 from mixlogit_align.numerics.threads import in_threads, own_threads
@@ -154,8 +154,7 @@ def willingness_to_pay(
         probability.
     """
     check_level(level)
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 2:
-        raise InvalidInputError(explain("num_draws", got=repr(num_draws), expected="2 or more", hint="1000"))
+    require_count("num_draws", num_draws, 2, hint="1000")
     estimates = Estimates.of(model, result)
     price = price_of(estimates.specification, price)
     wtp_space = estimates.specification.wtp_space
