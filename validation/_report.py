@@ -138,6 +138,13 @@ class Report:
         path.write_text(self.markdown())
         return path
 
+    def finish(self, folder: Path = REPORTS) -> int:
+        """Write both files, print what they say, and return the exit status of the study."""
+        path = self.write(folder)
+        print(self.markdown())
+        print(f"{'All claims hold' if self.passed else 'NOT all claims hold'}: {path}")
+        return 0 if self.passed else 1
+
     def markdown(self) -> str:
         known, machine = self.provenance, self.provenance["machine"]
         failed = sum(not claim["passed"] for claim in self.claims)

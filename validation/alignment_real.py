@@ -166,8 +166,7 @@ def main() -> int:
     with RichProgress() as progress:
         study(report, "hh", "Anthropic HH sample", arguments.runs, progress, above_chance=False)
         study(report, "humour", "Humour pairs (splits share no text)", arguments.runs, progress, above_chance=True)
-    print(report.write(arguments.out))
-    return 0 if report.passed else 1
+    return report.finish(arguments.out)
 
 
 if __name__ == "__main__":

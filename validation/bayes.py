@@ -284,10 +284,7 @@ def main() -> int:
         report.section("Electricity", "Left out: MIXLOGIT_DATA names no folder that holds choice/.")
     found = calibrate(QUICK_REPLICATIONS if options.quick else REPLICATIONS, told=True)
     calibration(report, found, options.out)
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All checks hold' if report.passed else 'NOT all checks hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -111,10 +111,7 @@ def main() -> int:
         rows.append([name, here.integration.rule, here.loglik, seconds, on_device, seconds / on_device])
     columns = ["case", "rule", "log-likelihood", "CPU, s", "CUDA, s", "ratio"]
     report.table("times", "Times of a fit", columns, rows)
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All checks hold' if report.passed else 'NOT all checks hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -336,10 +336,7 @@ def main() -> int:
     print("default starts done", flush=True)
     if not options.quick:
         scale_heterogeneity(report, data_folder("mg2019"))
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All checks hold' if report.passed else 'NOT all checks hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -202,9 +202,7 @@ def main() -> int:
             f"With the {score} score, {boundary} of {len(by_pair_fits)} families find no heterogeneity between pairs; "
             f"the largest gain over a fixed strength is {most:.1f} points of log-likelihood."
         )
-    path = report.write(options.out)
-    print(path.read_text())
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -319,11 +319,7 @@ def main() -> int:
     report.section("The number of classes", f"{CHOICE.individuals} individuals; fits of one, two and three classes.")
     seeds = range(10 if options.quick else CHOICE.replications)
     chosen(report, CHOICE, pool(delayed(CHOICE.choose)(seed) for seed in seeds))
-    path = report.write(options.out)
-    for claim in report.claims:
-        print(("ok    " if claim["passed"] else "FAILED"), claim["about"], "|", claim["claim"], "|", claim["measured"])
-    print(f"{'All claims hold' if report.passed else 'NOT all claims hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -731,11 +731,7 @@ def main() -> int:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     figure(options.out / "paper.png")
-    path = report.write(options.out)
-    for claim in report.claims:
-        print(("ok    " if claim["passed"] else "FAILED"), claim["about"], "|", claim["claim"], "|", claim["measured"])
-    print(f"{'All claims hold' if report.passed else 'NOT all claims hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -484,10 +484,7 @@ def main() -> int:
     intervals(report, 20 if options.quick else 600)
     print("intervals done", flush=True)
     score_test(report, 40 if options.quick else 600)
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All checks hold' if report.passed else 'NOT all checks hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

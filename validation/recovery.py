@@ -208,11 +208,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     for shown, suffix in ((studies, ""), (few, "_few_draws")):
         recovery_figure(shown, comparisons).savefig(options.out / f"{report.name}{suffix}.png", dpi=110)
-    path = report.write(options.out)
-    for claim in report.claims:
-        print(("ok    " if claim["passed"] else "FAILED"), claim["about"], "|", claim["claim"], "|", claim["measured"])
-    print(f"{'All claims hold' if report.passed else 'NOT all claims hold'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

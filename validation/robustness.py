@@ -469,9 +469,7 @@ def main() -> int:
     if options.only:
         return 0
     fill(report, rows)
-    report.write(options.out)
-    print(report.markdown())
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,7 @@ def main() -> int:
     stratified = learned[1.0, "stratified 16"]
     report.claim("true cv 1", "16 stratified draws come nearer than 16 plain ones", stratified,
                  abs(stratified - quadrature) < abs(draws - quadrature))  # fmt: skip
-    print(report.write(arguments.out))
-    return 0 if report.passed else 1
+    return report.finish(arguments.out)
 
 
 if __name__ == "__main__":

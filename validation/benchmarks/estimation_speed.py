@@ -479,10 +479,7 @@ def main() -> int:
             start = time.perf_counter()
             study()
             print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All bars met' if report.passed else 'NOT all bars met'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

@@ -290,10 +290,7 @@ def main() -> int:
         report.provenance["machine"]["device"] = torch.cuda.get_device_name(options.device)
     for batch in BATCHES:
         study(report, batch, options)
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All bars met' if report.passed else 'NOT all bars met'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":

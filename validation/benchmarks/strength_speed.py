@@ -207,10 +207,7 @@ def main() -> int:
             f"Model construction counted too: {everything:.0f} times; from the table of comparisons on: "
             f"{peer['fit'] / (few['reading'] + few['construction'] + few['fit']):.0f} times."
         )
-    path = report.write(options.out)
-    print(report.markdown())
-    print(f"{'All bars met' if report.passed else 'NOT all bars met'}: {path}")
-    return 0 if report.passed else 1
+    return report.finish(options.out)
 
 
 if __name__ == "__main__":
