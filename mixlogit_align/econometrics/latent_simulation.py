@@ -138,11 +138,7 @@ def draw_classes(
     within = [
         simulate_choices(
             dict(zip(spec.names, natural[at].tolist(), strict=True)),
-            fixed=spec.fixed,
-            random=spec.random,
-            correlated=spec.blocks,
-            wtp_space=spec.wtp_space,
-            scale_heterogeneity=spec.scale_heterogeneity,
+            **spec.arguments,
             data=data,
             seed=own,
         )

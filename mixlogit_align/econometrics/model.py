@@ -193,15 +193,7 @@ class MixedLogitModel:
         InvalidInputError
             As of the class.
         """
-        spec = self.specification
-        return MixedLogitModel(
-            data,
-            spec.fixed,
-            spec.random,
-            spec.blocks,
-            wtp_space=spec.wtp_space,
-            scale_heterogeneity=spec.scale_heterogeneity,
-        )
+        return MixedLogitModel(data, **self.specification.arguments)
 
     # ------------------------------------------------------------------ the likelihood at given parameters
 

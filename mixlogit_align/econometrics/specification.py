@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -286,6 +287,17 @@ class Specification:
     def all_vary(self) -> bool:
         """Whether fixed coefficients are multiplied by what varies."""
         return self.wtp_space is not None or self.scale_heterogeneity
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """It again, as models and simulations take it."""
+        return {
+            "fixed": self.fixed,
+            "random": self.random,
+            "correlated": self.blocks,
+            "wtp_space": self.wtp_space,
+            "scale_heterogeneity": self.scale_heterogeneity,
+        }
 
     @property
     def only_scaled(self) -> bool:

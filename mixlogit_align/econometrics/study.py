@@ -93,7 +93,7 @@ class StudyDesign:
 
     def check(self) -> None:
         """Raise InvalidInputError for what cannot be simulated, or does not fit together, before any work."""
-        MixedLogitModel(self.simulate(0).data, **self._model)
+        MixedLogitModel(self.simulate(0).data, **self.specification.arguments)
 
     def simulate(self, number: int) -> SimulatedChoices:
         """The choices of one replication.
@@ -106,7 +106,7 @@ class StudyDesign:
         -------
         SimulatedChoices
         """
-        model = self._model if isinstance(self.truth, Mapping) else {}
+        model = self.specification.arguments if isinstance(self.truth, Mapping) else {}
         return simulate_choices(self.truth, **model, **self.sizes, seed=self._seed(number))
 
     def replicate(self, number: int) -> Replication:
@@ -126,7 +126,7 @@ class StudyDesign:
             warnings.simplefilter("ignore", ConvergenceWarning)  # the result says it
             try:
                 data = self.simulate(number).data
-                result = MixedLogitModel(data, **self._model).fit(**self._options(number))
+                result = MixedLogitModel(data, **self.specification.arguments).fit(**self._options(number))
                 pvalue = _homogeneity(result)
             except (MixlogitError, ArithmeticError, RuntimeError) as error:
                 why, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - begun
@@ -156,18 +156,6 @@ class StudyDesign:
             return dict(self.fit)
         assert isinstance(rule, Integration)
         return {**self.fit, "integration": rule.reseeded(number)}
-
-    @property
-    def _model(self) -> dict[str, Any]:
-        """As simulate_choices and the model take it."""
-        spec = self.specification
-        return {
-            "fixed": spec.fixed,
-            "random": spec.random,
-            "correlated": spec.blocks,
-            "wtp_space": spec.wtp_space,
-            "scale_heterogeneity": spec.scale_heterogeneity,
-        }
 
     def _quantities(self, result: MixedLogitResult, data: ChoiceData) -> dict[str, Quantity]:
         estimates, errors = result.params | result.moments, result.std_errors | result.moment_std_errors
