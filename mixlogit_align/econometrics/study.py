@@ -412,7 +412,8 @@ def _closing(running: Generator[Replication]) -> Iterator[Iterator[Replication]]
     try:
         yield running
     finally:
-        with warnings.catch_warnings():
+        # no thread of ours is within filters of warnings meanwhile, which are the process's and would undo these
+        with _ONE_AT_A_TIME, warnings.catch_warnings():
             # what joblib warns of: unfinished tasks, which the next call begins anew
             warnings.filterwarnings("ignore", ".* still being processed by the workers", UserWarning)
             running.close()
