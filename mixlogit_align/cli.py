@@ -101,7 +101,7 @@ preference:
   optim: {name: rmsprop, lr: 1e-3, warmup_steps: 20}
   num_epochs: 2
   eval_every_examples: 512
-  strength: {family: gamma, lr: 1e-2}    # or point (DPO), lognormal
+  strength: {family: gamma, update: {kind: learned, lr: 1e-2}}    # or point (DPO), lognormal; frozen, solved
   integration: {rule: best}              # or closed_form, quadrature, monte_carlo
 """
 
@@ -389,7 +389,7 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
     for stage, metrics in result.metrics.items():
         print(
             f"{stage}: held-out "
-            + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "accuracy") if name in metrics)
+            + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "rewards/accuracies") if name in metrics)
         )
     write_report([result.path], result.path / "report.html")
     print(f"run folder: {result.path}, with a report.html ({result.seconds:.0f} s)")

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from mixlogit_align import cli
-from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, StrengthConfig, parse_config
+from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, StrengthConfig
+from mixlogit_align.alignment.settings import parse_config
 from mixlogit_align.errors import ConvergenceError, IntegrationError, InvalidInputError
 
 TINY = """
@@ -30,7 +31,7 @@ preference:
   batch_size: 8
   eval_batch_size: 16
   eval_every_examples: 8
-  strength: {{family: gamma, lr: 1e-2}}
+  strength: {{family: gamma, update: {{kind: learned, lr: 1e-2}}}}
   optim: {{lr: 1e-3, warmup_steps: 1}}
 """
 
@@ -219,7 +220,7 @@ def test_overrides(rest: list[str], settings: list[str]) -> None:
 
 def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = ["train", "--config", str(config)]
-    assert cli.main([*train, "--name", "renamed", "--preference.strength.lr", "0.02"]) == 0
+    assert cli.main([*train, "--name", "renamed", "--preference.strength.update.lr", "0.02"]) == 0
     run = tmp_path / "run"
     printed = capsys.readouterr().out
     assert "data: simulated" in printed

@@ -129,7 +129,7 @@ def study(report: Report, name: str, title: str, runs: Path, progress: RichProgr
         moved = strength["mean"] / strength["initial"]["mean"]
         table.append(
             [
-                result.name, end["loss"], share, error, end["logratio_diff/mean"], end["logratio_diff/sd"],
+                result.name, end["loss"], share, error, end["log_ratio/margins"], end["log_ratio/sd"],
                 end["pair_weight"], strength["mean"], strength["cv"], moved, strength["constant_gradient_drift"],
                 result.seconds,
             ]

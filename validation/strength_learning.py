@@ -19,8 +19,8 @@ import torch
 
 from mixlogit_align import LearnableMixing, MonteCarlo, Quadrature
 from mixlogit_align.alignment import mixdpo_loss
-from mixlogit_align.alignment.config import SimulatedData
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.config import SimulatedData
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from _report import REPORTS, Report

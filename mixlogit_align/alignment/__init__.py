@@ -6,12 +6,13 @@ Importing this package does not import transformers.
 
 from __future__ import annotations
 
-from mixlogit_align.alignment.config import AlignmentConfig, dump_config, load_config, parse_config
+from mixlogit_align.alignment.config import AlignmentConfig
 from mixlogit_align.alignment.demo import demo_runs
 from mixlogit_align.alignment.logratios import SequenceLogProbs, sequence_logprobs
 from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, mixdpo_loss
 from mixlogit_align.alignment.progress import RichProgress
 from mixlogit_align.alignment.runner import RunResult, run_alignment
+from mixlogit_align.alignment.settings import dump_config, load_config, parse_config
 from mixlogit_align.alignment.trainer import NonFiniteLossError
 
 __all__ = [

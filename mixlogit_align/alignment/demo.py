@@ -10,9 +10,11 @@ from pathlib import Path
 from mixlogit_align.alignment.config import (
     AlignmentConfig,
     BestRule,
+    CheckpointConfig,
     ClosedFormRule,
     GammaStrength,
     IntegrationConfig,
+    LearnedUpdate,
     LogNormalStrength,
     MonteCarloRule,
     NewModel,
@@ -21,22 +23,22 @@ from mixlogit_align.alignment.config import (
     PreferenceConfig,
     PretrainedModel,
     QuadratureRule,
-    SimulatedData,
     StageConfig,
     StrengthConfig,
 )
+from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.runner import RunResult, run_alignment
 
 # Learned 100 times faster than in the paper: a run here has some 200 steps, not 859, and the learning rate bounds
 # how far the strength can move.
-STRENGTH_LR = 1e-2
+STRENGTH_UPDATE = LearnedUpdate(lr=1e-2)
 
 METHODS: Mapping[str, tuple[StrengthConfig, IntegrationConfig]] = {
     "DPO": (PointStrength(value=0.1), BestRule()),
-    "MixDPO lognormal, Monte Carlo 16": (LogNormalStrength(lr=STRENGTH_LR), MonteCarloRule(num_draws=16)),
-    "MixDPO lognormal, quadrature": (LogNormalStrength(lr=STRENGTH_LR), QuadratureRule()),
-    "MixDPO gamma, closed form": (GammaStrength(lr=STRENGTH_LR), ClosedFormRule()),
+    "MixDPO lognormal, Monte Carlo 16": (LogNormalStrength(update=STRENGTH_UPDATE), MonteCarloRule(num_draws=16)),
+    "MixDPO lognormal, quadrature": (LogNormalStrength(update=STRENGTH_UPDATE), QuadratureRule()),
+    "MixDPO gamma, closed form": (GammaStrength(update=STRENGTH_UPDATE), ClosedFormRule()),
 }
 TRUE_CVS = (1.0, 0.0)
 
@@ -72,6 +74,7 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
         sft=StageConfig(
             optim=OptimConfig(name="adamw", lr=3e-3, warmup_steps=20), eval_every_examples=every, eval_batch_size=256
         ),
+        checkpoint=CheckpointConfig(keep=0),  # a run takes seconds
     )
     results = [_run(sft, progress)]
     for cv in TRUE_CVS:
@@ -90,6 +93,7 @@ def demo_runs(out: Path, progress: Progress | None = None, quick: bool = False) 
                     strength=strength,
                     integration=integration,
                 ),
+                checkpoint=sft.checkpoint,
             )
             results.append(_run(config, progress))
     truths = {result.path.name: {"name": result.name, **result.truth} for result in results if result.truth}

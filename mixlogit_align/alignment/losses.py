@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,14 +29,20 @@ class PreferenceLoss:
         (B,) log-ratio of the chosen less that of the rejected response, in nats.
     pair_weight : Tensor
         (B,) detached; see `mixdpo_loss`.
-    metrics : dict of str to Tensor
-        Detached scalars, see `mixdpo_loss`.
+    values : dict of str to Tensor
+        (B,) detached; what `preference_metrics` takes, so that the values of several batches, or of several processes,
+        can be joined before the metrics are computed.
     """
 
     per_example: Tensor
     logratio_diff: Tensor
     pair_weight: Tensor
-    metrics: dict[str, Tensor]
+    values: dict[str, Tensor]
+
+    @cached_property
+    def metrics(self) -> dict[str, Tensor]:
+        """Detached scalars, see `mixdpo_loss`."""
+        return preference_metrics(self.values)
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.per_example, self.logratio_diff, self.metrics))
@@ -77,10 +84,10 @@ def mixdpo_loss(
     Returns
     -------
     PreferenceLoss
-        Its metrics are means over pairs, weighted by ``weights``: ``loss``; ``accuracy``, the share with
-        ``logratio_diff`` above 0 (a tie counts one half); ``logratio_diff/mean`` and ``/sd``;
-        ``rewards/chosen``, ``rewards/rejected`` and ``margin/reward``, log-ratios times the mean strength;
-        ``margin/sum``, the policy's own log-probability difference; ``logps/chosen``, ``logps/rejected``;
+        Its metrics are means over pairs, weighted by ``weights``: ``loss``; ``rewards/accuracies``, the share with
+        ``logratio_diff`` above 0 (a tie counts one half); ``log_ratio/margins``, the mean of ``logratio_diff``, and
+        ``log_ratio/sd``; ``rewards/chosen``, ``rewards/rejected`` and ``rewards/margins``, log-ratios times the mean
+        strength; ``margin/sum``, the policy's own log-probability difference; ``logps/chosen``, ``logps/rejected``;
         ``strength/mean`` and ``strength/sd``; and ``pair_weight``.
 
         ``pair_weight`` compares a pair's pull on the policy with DPO's at the same mean strength m:
@@ -109,9 +116,9 @@ def mixdpo_loss(
     _check(given, weights=weights, pair_ids=pair_ids)
     # A difference of two half-precision sums of hundreds of nats would be noise of half a nat.
     policy_chosen, policy_rejected, reference_chosen, reference_rejected = map(_widened, given.values())
-    rewards_chosen = policy_chosen - reference_chosen
-    rewards_rejected = policy_rejected - reference_rejected
-    logratio_diff = rewards_chosen - rewards_rejected
+    log_ratio_chosen = policy_chosen - reference_chosen
+    log_ratio_rejected = policy_rejected - reference_rejected
+    logratio_diff = log_ratio_chosen - log_ratio_rejected
     distribution = mixing() if isinstance(mixing, nn.Module) else mixing
     check_mixing(distribution)
     mean = distribution.mean.detach().expand(logratio_diff.shape)
@@ -136,29 +143,58 @@ def mixdpo_loss(
         pull, strength = slope.double(), mean.double()
         log_dpo_pull = strength.log() + nn.functional.logsigmoid(-strength * logratio_diff.double())
         pair_weight = (pull.log() - log_dpo_pull).exp().to(logratio_diff.dtype)
-        share = torch.ones_like(logratio_diff) if weights is None else weights.to(logratio_diff.dtype)
-        share = share / share.sum()
-
-        def average(values: Tensor) -> Tensor:
-            return (share * values).sum()
-
-        center = average(logratio_diff)
-        metrics = {
-            "loss": average(-log_prob),
-            "accuracy": average((logratio_diff.sign() + 1) / 2),
-            "logratio_diff/mean": center,
-            "logratio_diff/sd": average((logratio_diff - center) ** 2).sqrt(),
-            "rewards/chosen": average(mean * rewards_chosen),
-            "rewards/rejected": average(mean * rewards_rejected),
-            "margin/reward": average(mean * logratio_diff),
-            "margin/sum": average(policy_chosen - policy_rejected),
-            "logps/chosen": average(policy_chosen),
-            "logps/rejected": average(policy_rejected),
-            "strength/mean": average(mean),
-            "strength/sd": average(distribution.variance.expand(logratio_diff.shape)).sqrt(),
-            "pair_weight": average(pull) / average(log_dpo_pull.exp()),
+        values = {
+            "weight": torch.ones_like(logratio_diff) if weights is None else weights,
+            "loss": -log_prob,
+            "policy_chosen": policy_chosen,
+            "policy_rejected": policy_rejected,
+            "log_ratio_chosen": log_ratio_chosen,
+            "log_ratio_rejected": log_ratio_rejected,
+            "strength_mean": mean,
+            "strength_variance": distribution.variance.expand(logratio_diff.shape),
+            "pull": pull,
+            "dpo_pull": log_dpo_pull.exp(),
         }
-    return PreferenceLoss(per_example, logratio_diff, pair_weight, {k: v.detach() for k, v in metrics.items()})
+    return PreferenceLoss(per_example, logratio_diff, pair_weight, {k: v.detach() for k, v in values.items()})
+
+
+@torch.no_grad()
+def preference_metrics(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The metrics of `mixdpo_loss` over pairs.
+
+    Parameters
+    ----------
+    values : mapping of str to Tensor
+        (B,) each, as `PreferenceLoss.values` holds them; pairs of weight 0 do not count.
+
+    Returns
+    -------
+    dict of str to Tensor
+        0-d float64.
+    """
+    values = {name: value.double() for name, value in values.items()}
+    share = values["weight"] / values["weight"].sum()
+
+    def average(x: Tensor) -> Tensor:
+        return (share * x).sum()
+
+    logratio_diff, mean = values["log_ratio_chosen"] - values["log_ratio_rejected"], values["strength_mean"]
+    center = average(logratio_diff)
+    return {
+        "loss": average(values["loss"]),
+        "rewards/accuracies": average((logratio_diff.sign() + 1) / 2),
+        "rewards/chosen": average(mean * values["log_ratio_chosen"]),
+        "rewards/rejected": average(mean * values["log_ratio_rejected"]),
+        "rewards/margins": average(mean * logratio_diff),
+        "log_ratio/margins": center,
+        "log_ratio/sd": average((logratio_diff - center) ** 2).sqrt(),
+        "margin/sum": average(values["policy_chosen"] - values["policy_rejected"]),
+        "logps/chosen": average(values["policy_chosen"]),
+        "logps/rejected": average(values["policy_rejected"]),
+        "strength/mean": average(mean),
+        "strength/sd": average(values["strength_variance"]).sqrt(),
+        "pair_weight": average(values["pull"]) / average(values["dpo_pull"]),
+    }
 
 
 class MixDPOLoss(nn.Module):
@@ -196,7 +232,7 @@ class MixDPOLoss(nn.Module):
     ...     optimizer.zero_grad()
     ...     out.per_example.mean().backward()
     ...     optimizer.step()
-    >>> bool(out.metrics["accuracy"] > 0.9)
+    >>> bool(out.metrics["rewards/accuracies"] > 0.9)
     True
     """
 

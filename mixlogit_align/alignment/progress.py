@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-SHOWN = {"loss": ".3f", "accuracy": ".0%"}
+SHOWN = {"loss": ("loss", ".3f"), "rewards/accuracies": ("accuracy", ".0%")}
 
 
 class Progress(Protocol):
@@ -56,5 +56,7 @@ class RichProgress:
             bar,
             completed=done,
             rate=f"{speed:.0f}/s" if speed else "",
-            shown=" ".join(f"{name} {metrics[name]:{shape}}" for name, shape in SHOWN.items() if name in metrics),
+            shown=" ".join(
+                f"{label} {metrics[name]:{shape}}" for name, (label, shape) in SHOWN.items() if name in metrics
+            ),
         )

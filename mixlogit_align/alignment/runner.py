@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mixlogit_align.alignment.config import AlignmentConfig, PreferenceConfig, StageConfig, dump_config
+from mixlogit_align.alignment.config import AlignmentConfig, LearnedUpdate, PreferenceConfig, StageConfig
 from mixlogit_align.alignment.data import StrengthTruth, load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS
@@ -26,6 +26,7 @@ from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.alignment.settings import dump_config
 from mixlogit_align.alignment.strength import build_preference_loss, strength_record
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.alignment.trainer import MetricsLog, NonFiniteLossError, ParameterGroup, Trainer
@@ -214,13 +215,14 @@ def _preference(
     mixing = objective.preference_loss.mixing
     initial = mixing.summary()
     groups = [_policy_group(objective.policy, config)]
-    if config.strength.lr > 0:
+    update = config.strength.update
+    if isinstance(update, LearnedUpdate):
         groups.append(
             ParameterGroup(
                 name="strength",
                 parameters=list(mixing.parameters()),
-                lr=config.strength.lr,
-                max_grad_norm=config.strength.max_grad_norm,
+                lr=update.lr,
+                max_grad_norm=update.max_grad_norm,
             )
         )
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mixlogit_align.alignment.config import OptimConfig, PreferenceConfig
+from mixlogit_align.alignment.config import LearnedUpdate, OptimConfig, PreferenceConfig
 from mixlogit_align.alignment.data.schema import StrengthTruth
 from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.distributions import LearnableMixing
@@ -16,8 +16,9 @@ RMSPROP_SMOOTHING = 0.99
 
 
 def build_preference_loss(config: PreferenceConfig) -> MixDPOLoss:
-    """The loss with the strength that ``config`` describes; a learning rate of 0 freezes it."""
-    strength = config.strength.build().requires_grad_(config.strength.lr > 0)
+    """The loss with the strength that ``config`` describes; gradients reach it where it is learned by them."""
+    learned = isinstance(config.strength.update, LearnedUpdate)
+    strength = config.strength.build().requires_grad_(learned)
     return MixDPOLoss(strength, config.integration.build())
 
 
@@ -68,13 +69,16 @@ def strength_record(
         The simulated annotators' own distribution, where there is one.
     """
     learned = strength.summary()
+    update = config.strength.update
+    lr = update.lr if isinstance(update, LearnedUpdate) else 0.0
     record = {
         **learned,
         "cv": learned["sd"] / learned["mean"],
         "initial": {**initial, "cv": initial["sd"] / initial["mean"]},
-        "learning_rate": config.strength.lr,
+        "update": update.kind,
+        "learning_rate": lr,
         "planned_steps": num_steps,
-        "constant_gradient_drift": constant_gradient_drift(config.optim, config.strength.lr, num_steps),
+        "constant_gradient_drift": constant_gradient_drift(config.optim, lr, num_steps),
         "caution": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
         "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",
     }

@@ -164,8 +164,9 @@ class Trainer:
             for group, options in zip(groups, optimizer.param_groups, strict=True):
                 norm = nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
                 require_finite(norm, f"{stage} gradient of the {group.name} at step {step}", batch)
-                logged[f"grad_norm/{group.name}"] = norm.item()
-                logged[f"learning_rate/{group.name}"] = options["lr"]
+                suffix = "" if group.name == "policy" else f"/{group.name}"
+                logged[f"grad_norm{suffix}"] = norm.item()
+                logged[f"learning_rate{suffix}"] = options["lr"]
             optimizer.step()
             schedule.step()
             step += 1

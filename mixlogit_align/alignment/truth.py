@@ -63,7 +63,7 @@ def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: 
         "order_agreement": (x.sign() == y.sign())[distinct].double().mean(),
         "probability/rmse": (learned - true).square().mean().sqrt(),
         "kl": cross - attainable_loss,
-        "accuracy": held_out.loss.metrics["accuracy"],
+        "accuracy": held_out.loss.metrics["rewards/accuracies"],
         "loss": held_out.loss.metrics["loss"],
         "attainable/accuracy": torch.maximum(true, 1 - true).mean(),
         "attainable/loss": attainable_loss,

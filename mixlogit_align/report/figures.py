@@ -143,8 +143,8 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
         "Learning on held-out pairs",
         [
             _panel(f"{name}-loss", "loss", curve("loss", "nats per comparison")),
-            _panel(f"{name}-accuracy", "accuracy", curve("accuracy", "share ranked as chosen")),
-            _panel(f"{name}-margin", "reward margin", curve("margin/reward", "mean strength × nats")),
+            _panel(f"{name}-accuracy", "accuracy", curve("rewards/accuracies", "share ranked as chosen")),
+            _panel(f"{name}-margin", "reward margin", curve("rewards/margins", "mean strength × nats")),
         ],
         [*_keys(styles, runs), *([_key("attainable under the truth", TRUTH)] if held_out else [])],
         "Every method starts at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise. "

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixlogit_align.alignment.config import AlignmentConfig, SimulatedData, load_config
+from mixlogit_align.alignment.config import AlignmentConfig
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.data.schema import PreferenceData
+from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.errors import InvalidInputError, explain
 
 RECOVERY_FILES = ("first_light.json", "recovery.json")

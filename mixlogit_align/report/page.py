@@ -7,7 +7,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from mixlogit_align.alignment.config import dump_config
+from mixlogit_align.alignment.settings import dump_config
 from mixlogit_align.report import figures, tables
 from mixlogit_align.report.checks import Check, checks
 from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, read_evidence

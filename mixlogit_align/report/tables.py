@@ -97,7 +97,7 @@ def methods_table(runs: Sequence[Run]) -> str:
 def _method_row(run: Run) -> list[str]:
     preference = run.config.preference
     assert preference is not None
-    shapes = {"loss": ".4f", "accuracy": ".1%", "margin/reward": ".3f", "strength/mean": ".3f"}
+    shapes = {"loss": ".4f", "rewards/accuracies": ".1%", "rewards/margins": ".3f", "strength/mean": ".3f"}
     return [
         escape(run.name),
         {"best": "automatic"}.get(preference.integration.rule, preference.integration.rule.replace("_", " ")),

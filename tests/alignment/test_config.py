@@ -11,8 +11,7 @@ from mixlogit_align.alignment import AlignmentConfig, dump_config, load_config, 
 from mixlogit_align.alignment.config import (
     ClosedFormRule,
     GammaStrength,
-    HHData,
-    HumourData,
+    LearnedUpdate,
     LogNormalStrength,
     MonteCarloRule,
     NewModel,
@@ -21,10 +20,10 @@ from mixlogit_align.alignment.config import (
     PreferenceConfig,
     PretrainedModel,
     QuadratureRule,
-    SimulatedData,
     StageConfig,
     TokenizationConfig,
 )
+from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData
 from mixlogit_align.distributions import ClosedForm, MonteCarlo, Quadrature
 from mixlogit_align.errors import InvalidInputError
 
@@ -34,7 +33,7 @@ FULL = AlignmentConfig(
     model=PretrainedModel(path="somewhere"),
     tokenization=TokenizationConfig(prompt_cut="keep_start"),
     sft=StageConfig(optim=OptimConfig(name="adamw", lr=1e-3)),
-    preference=PreferenceConfig(strength=GammaStrength(lr=1e-3), integration=ClosedFormRule()),
+    preference=PreferenceConfig(strength=GammaStrength(update=LearnedUpdate(lr=1e-3)), integration=ClosedFormRule()),
     seed=3,
 )
 

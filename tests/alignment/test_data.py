@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mixlogit_align import MixedLogit
-from mixlogit_align.alignment.config import HHData, HumourData, SimulatedData
 from mixlogit_align.alignment.data import Comparison, load_data
+from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData
 from mixlogit_align.alignment.data.hh import split_transcript
 from mixlogit_align.alignment.data.simulated import DEGREES, NOUNS, QUALITIES
 from mixlogit_align.errors import InvalidInputError

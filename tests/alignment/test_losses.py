@@ -95,7 +95,7 @@ def test_logratio_diff_is_chosen_less_rejected_against_the_reference():
     assert out.metrics["margin/sum"].item() == pytest.approx(2.0, abs=1e-12)
     assert out.metrics["rewards/chosen"].item() == pytest.approx(0.1, abs=1e-12)
     assert out.metrics["rewards/rejected"].item() == pytest.approx(-0.3, abs=1e-12)
-    assert out.metrics["margin/reward"].item() == pytest.approx(0.4, abs=1e-12)
+    assert out.metrics["rewards/margins"].item() == pytest.approx(0.4, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -115,8 +115,8 @@ def test_metrics_are_plain_numbers_without_a_graph():
     out = mixdpo_loss(*logps(), mixing=LearnableMixing.gamma())
     assert {value.requires_grad for value in (*out.metrics.values(), out.pair_weight)} == {False}
     assert {value.shape for value in out.metrics.values()} == {torch.Size()}
-    assert out.metrics["accuracy"].item() == (out.logratio_diff > 0).double().mean().item()
-    assert out.metrics["logratio_diff/sd"].item() == pytest.approx(out.logratio_diff.std(correction=0).item())
+    assert out.metrics["rewards/accuracies"].item() == (out.logratio_diff > 0).double().mean().item()
+    assert out.metrics["log_ratio/sd"].item() == pytest.approx(out.logratio_diff.std(correction=0).item())
     assert out.metrics["strength/mean"].item() == pytest.approx(2 / 16.7, rel=1e-6)
     assert out.metrics["strength/sd"].item() == pytest.approx(math.sqrt(2) / 16.7, rel=1e-6)
     assert out.metrics["loss"].item() == pytest.approx(out.per_example.mean().item(), rel=1e-12)
@@ -124,7 +124,7 @@ def test_metrics_are_plain_numbers_without_a_graph():
 
 def test_a_tie_is_half_right():
     out = mixdpo_loss(*delta_logps([0.0, 2.0]), mixing=FAMILIES["gamma"])
-    assert out.metrics["accuracy"].item() == 0.75
+    assert out.metrics["rewards/accuracies"].item() == 0.75
 
 
 # --- pair_weight -----------------------------------------------------------------------------------

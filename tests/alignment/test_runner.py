@@ -23,9 +23,9 @@ from mixlogit_align.alignment import (
 )
 from mixlogit_align.alignment.config import (
     ClosedFormRule,
+    FrozenUpdate,
     GammaStrength,
-    HHData,
-    HumourData,
+    LearnedUpdate,
     LogNormalStrength,
     MonteCarloRule,
     NewModel,
@@ -34,22 +34,23 @@ from mixlogit_align.alignment.config import (
     PreferenceConfig,
     PretrainedModel,
     QuadratureRule,
-    SimulatedData,
     StageConfig,
     TokenizationConfig,
 )
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData
 from mixlogit_align.alignment.hf import load
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.errors import InvalidInputError, MixlogitError
 
 TINY = NewModel(hidden_size=16, num_layers=1, num_heads=2, vocab_size=300)
 PREFERENCE_KEYS = {
-    "stage", "split", "step", "examples_seen", "loss", "accuracy", "margin/reward", "margin/sum", "logratio_diff/mean",
-    "logratio_diff/sd", "pair_weight", "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
+    "stage", "split", "step", "examples_seen", "loss", "rewards/accuracies", "rewards/margins", "margin/sum",
+    "log_ratio/margins", "log_ratio/sd", "pair_weight",
+    "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
     "strength/mean", "strength/sd", "seconds",
 }  # fmt: skip
-STEP_KEYS = {"grad_norm/policy", "grad_norm/strength", "learning_rate/policy", "learning_rate/strength"}
+STEP_KEYS = {"grad_norm", "grad_norm/strength", "learning_rate", "learning_rate/strength"}
 
 
 def tiny_config(out: Path, **changes) -> AlignmentConfig:
@@ -60,7 +61,7 @@ def tiny_config(out: Path, **changes) -> AlignmentConfig:
         "data": SimulatedData(num_train=64, num_eval=24, num_annotators=8),
         "model": TINY,
         "sft": StageConfig(**stage),
-        "preference": PreferenceConfig(**stage, strength=LogNormalStrength(lr=1e-2)),
+        "preference": PreferenceConfig(**stage, strength=LogNormalStrength(update=LearnedUpdate(lr=1e-2))),
     }
     return AlignmentConfig(**{**settings, **changes})
 
@@ -104,8 +105,8 @@ def test_training_starts_where_policy_and_reference_agree(finished):
     start = records(finished.path, "preference", "eval")[0]
     assert start["loss"] == pytest.approx(math.log(2), abs=1e-5)
     # float32 sums of ten log-probabilities
-    assert abs(start["logratio_diff/mean"]) < 1e-4
-    assert start["logratio_diff/sd"] < 1e-4
+    assert abs(start["log_ratio/margins"]) < 1e-4
+    assert start["log_ratio/sd"] < 1e-4
     assert start["pair_weight"] == pytest.approx(1.0, abs=1e-4)
 
 
@@ -127,7 +128,7 @@ def test_log_ratios_are_the_held_out_ones(finished):
     assert table["annotator_id"].to_pylist() == [row.annotator_id for row in data]
     assert [json.loads(g) for g in table["groups"].to_pylist()] == [dict(row.groups) for row in data]
     delta = torch.tensor(table["logratio_diff"].to_pylist(), dtype=torch.float64)
-    assert delta.mean().item() == pytest.approx(finished.metrics["preference"]["logratio_diff/mean"], abs=1e-9)
+    assert delta.mean().item() == pytest.approx(finished.metrics["preference"]["log_ratio/margins"], abs=1e-9)
 
 
 def test_the_policy_comes_back_from_its_folder_as_it_was_judged(finished):
@@ -176,11 +177,11 @@ def test_overwriting_is_asked_for(tmp_path):
     ("strength", "integration", "learned"),
     [
         (PointStrength(), None, False),
-        (PointStrength(lr=1e-2), None, True),
-        (LogNormalStrength(lr=1e-2), MonteCarloRule(num_draws=16), True),
-        (LogNormalStrength(lr=1e-2), QuadratureRule(), True),
-        (GammaStrength(lr=1e-2), ClosedFormRule(), True),
-        (GammaStrength(lr=0.0), None, False),
+        (PointStrength(update=LearnedUpdate(lr=1e-2)), None, True),
+        (LogNormalStrength(update=LearnedUpdate(lr=1e-2)), MonteCarloRule(num_draws=16), True),
+        (LogNormalStrength(update=LearnedUpdate(lr=1e-2)), QuadratureRule(), True),
+        (GammaStrength(update=LearnedUpdate(lr=1e-2)), ClosedFormRule(), True),
+        (GammaStrength(update=FrozenUpdate()), None, False),
     ],
     ids=str,
 )
@@ -203,7 +204,7 @@ def test_a_small_policy_learns_what_simulated_annotators_prefer(tmp_path):
         data=SimulatedData(num_train=1024, num_eval=512, strength_cv=0.0),
         model=NewModel(hidden_size=32, num_layers=1, num_heads=2, vocab_size=512),
         sft=StageConfig(**stage),
-        preference=PreferenceConfig(**stage, num_epochs=2, strength=GammaStrength(lr=1e-2)),
+        preference=PreferenceConfig(**stage, num_epochs=2, strength=GammaStrength(update=LearnedUpdate(lr=1e-2))),
     )
     held_out = run_alignment(config).truth["held_out"]
     # one seed, so no false failures by chance; the margins leave room for other BLAS libraries
@@ -310,7 +311,7 @@ def test_progress_bars_show_what_runs(capsys):
     with RichProgress() as progress:
         progress("preference", 0, 10, {})
         progress("preference", 5, 10, {"loss": 0.5})
-        progress("preference", 10, 10, {"loss": 0.25, "accuracy": 0.75})
+        progress("preference", 10, 10, {"loss": 0.25, "rewards/accuracies": 0.75})
     out = capsys.readouterr().out
     assert "preference" in out
     assert "10/10" in out
@@ -321,7 +322,7 @@ def test_progress_bars_fit_80_columns(monkeypatch, capsys):
     name = "cv1 mixdpo lognormal monte carlo 16"
     with RichProgress() as progress:
         progress(name, 0, 12288, {})
-        progress(name, 12288, 12288, {"loss": 0.5514, "accuracy": 0.7144})
+        progress(name, 12288, 12288, {"loss": 0.5514, "rewards/accuracies": 0.7144})
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80
     assert "loss 0.551 accuracy 71%" in out

@@ -7,6 +7,8 @@ import torch
 
 from mixlogit_align.alignment.config import (
     BestRule,
+    FrozenUpdate,
+    LearnedUpdate,
     LogNormalStrength,
     OptimConfig,
     PointStrength,
@@ -43,14 +45,15 @@ def test_drift_is_what_the_optimiser_does_under_a_constant_gradient(name, warmup
     assert parameter.item() == pytest.approx(constant_gradient_drift(config, 1e-2, 30), rel=1e-7)
 
 
-@pytest.mark.parametrize(("lr", "learned"), [(0.0, False), (1e-3, True)])
-def test_a_learning_rate_of_zero_freezes_the_strength(lr, learned):
-    loss = build_preference_loss(PreferenceConfig(strength=LogNormalStrength(lr=lr), integration=BestRule()))
+@pytest.mark.parametrize(("update", "learned"), [(FrozenUpdate(), False), (LearnedUpdate(lr=1e-3), True)])
+def test_gradients_reach_a_learned_strength_only(update, learned):
+    loss = build_preference_loss(PreferenceConfig(strength=LogNormalStrength(update=update), integration=BestRule()))
     assert {p.requires_grad for p in loss.mixing.parameters()} == {learned}
 
 
 def test_the_record_has_start_end_reach_and_truth():
-    config = PreferenceConfig(strength=LogNormalStrength(lr=1e-2), optim=OptimConfig(warmup_steps=0))
+    strength = LogNormalStrength(update=LearnedUpdate(lr=1e-2))
+    config = PreferenceConfig(strength=strength, optim=OptimConfig(warmup_steps=0))
     mixing = build_preference_loss(config).mixing
     initial = mixing.summary()
     with torch.no_grad():

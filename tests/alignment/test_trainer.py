@@ -80,10 +80,10 @@ def test_every_step_and_every_evaluation_is_logged(tmp_path):
     assert final["loss"] == 3.0
     first = log[1]
     assert first.keys() == {
-        "stage", "split", "step", "examples_seen", "loss", "extra", "strength/mean", "grad_norm/policy",
-        "grad_norm/strength", "learning_rate/policy", "learning_rate/strength", "seconds",
+        "stage", "split", "step", "examples_seen", "loss", "extra", "strength/mean", "grad_norm",
+        "grad_norm/strength", "learning_rate", "learning_rate/strength", "seconds",
     }  # fmt: skip
-    assert [r["learning_rate/policy"] for r in log if r["split"] == "train"] == pytest.approx([0.05] + [0.1] * 4)
+    assert [r["learning_rate"] for r in log if r["split"] == "train"] == pytest.approx([0.05] + [0.1] * 4)
     assert calls == [("toy", n, 20) for n in (0, 4, 8, 12, 16, 20)]
     # the state that made this step's loss, not the one after it
     assert first["strength/mean"] == 0.0
@@ -110,7 +110,7 @@ def test_the_strengths_gradient_does_not_rescale_the_policys(tmp_path):
 def test_the_gradient_is_clipped_before_the_step(tmp_path):
     free, clipped = Toy(), Toy()
     run(tmp_path, free, max_grad_norm=100.0)
-    norms = [r["grad_norm/policy"] for r in read(tmp_path) if r["split"] == "train"]
+    norms = [r["grad_norm"] for r in read(tmp_path) if r["split"] == "train"]
     assert norms[0] == pytest.approx(2.0)
     run(tmp_path, clipped, max_grad_norm=0.01)
     # RMSprop divides by the gradient's running size: clipping all steps to one size makes them equal in effect, so

@@ -17,11 +17,11 @@ from mixlogit_align.alignment.config import (
     LogNormalStrength,
     PointStrength,
     PreferenceConfig,
-    SimulatedData,
     StageConfig,
-    dump_config,
 )
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.config import SimulatedData
+from mixlogit_align.alignment.settings import dump_config
 
 DATA = SimulatedData(num_train=8, num_eval=600, num_annotators=4)
 STRENGTHS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -80,10 +80,11 @@ def write_preference_run(folder: Path, name: str, data: SimulatedData = DATA, en
     """A finished preference run whose policy has log-ratios twice the true utility."""
     strength, learned = STRENGTHS[name]
     config = AlignmentConfig(out=str(folder), name=name, data=data, preference=PreferenceConfig(strength=strength))
-    more = {"accuracy": 0.7, "margin/reward": 0.8, "strength/mean": learned["mean"], "strength/sd": learned["sd"]}
+    more = {"rewards/accuracies": 0.7, "rewards/margins": 0.8}
+    more |= {"strength/mean": learned["mean"], "strength/sd": learned["sd"]}
     write_run(folder, config, losses("preference", [0.6931, 0.6, end], **more))
     cv = learned["sd"] / learned["mean"]
-    record = {**learned, "cv": cv, "initial": {**learned, "cv": cv}, "learning_rate": strength.lr, "steps": 2,
+    record = {**learned, "cv": cv, "initial": {**learned, "cv": cv}, "learning_rate": 1e-4, "steps": 2,
               "constant_gradient_drift": 0.321, "caution": "spread is no measurement"}  # fmt: skip
     simulated = load_data(data)
     assert simulated.truth is not None

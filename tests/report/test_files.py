@@ -31,7 +31,7 @@ def test_series_and_final(tmp_path: Path) -> None:
     assert run.series("sft", "eval", "loss") == ([0, 32, 64], [5.0, 3.0, 2.0])
     assert run.final("sft", "loss") == 2.0
     assert run.final("preference", "loss") is None
-    assert run.series("sft", "eval", "accuracy") == ([], [])
+    assert run.series("sft", "eval", "rewards/accuracies") == ([], [])
 
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from mixlogit_align.alignment.config import AlignmentConfig, HHData, PreferenceConfig, dump_config
+from mixlogit_align.alignment.config import AlignmentConfig, PreferenceConfig
+from mixlogit_align.alignment.data.config import HHData
+from mixlogit_align.alignment.settings import dump_config
 from mixlogit_align.report import build_page, read_evidence, write_report
 
 from .conftest import DATA, STRENGTHS, losses, recovery_row, write_preference_run, write_recovery, write_run

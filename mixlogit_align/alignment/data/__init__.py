@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixlogit_align.alignment.config import DataConfig, HHData, HumourData, SimulatedData
+from mixlogit_align.alignment.data.config import DataConfig, HHData, HumourData, SimulatedData
 from mixlogit_align.alignment.data.hh import read_hh
 from mixlogit_align.alignment.data.humour import read_humour
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, StrengthTruth

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixlogit_align.alignment.config import HHData
+from mixlogit_align.alignment.data.config import HHData
 from mixlogit_align.alignment.data.files import data_folder, keep_random, open_text
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split
 from mixlogit_align.errors import InvalidInputError, explain

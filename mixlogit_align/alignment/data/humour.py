@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import random
 
-from mixlogit_align.alignment.config import HumourData
+from mixlogit_align.alignment.data.config import HumourData
 from mixlogit_align.alignment.data.files import data_folder, keep_random, open_text
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split
 

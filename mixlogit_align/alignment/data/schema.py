@@ -14,13 +14,22 @@ Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation: who speaks ("system", "user", "assistant") and what."""
+
+    role: str
+    content: str
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
     """One choice among the responses to a prompt.
 
     Parameters
     ----------
-    prompt : str
+    prompt : str or tuple of Message
+        A text that the responses continue, or a conversation that they answer, written out by the tokenizer's template.
     responses : tuple of str
         Two or more candidates.
     choice : int
@@ -36,7 +45,7 @@ class Comparison:
         How often this choice counts, e.g. the number of votes for it.
     """
 
-    prompt: str
+    prompt: str | tuple[Message, ...]
     responses: tuple[str, ...]
     choice: int
     pair_id: int

@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from mixlogit_align.alignment.config import SimulatedData
+from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split, StrengthTruth
 from mixlogit_align.distributions import LearnableMixing
 
