@@ -79,13 +79,13 @@ class TokenizationConfig:
         Most tokens in prompt and response together, end-of-text included.
     max_prompt_length : int
         Tokens that a prompt keeps for certain when the two do not fit; at most ``max_length - 1``.
-    prompt_cut : {"keep_end", "keep_start"}
+    truncation : {"keep_end", "keep_start"}
         Which part of a prompt that is cut survives. Responses are cut at their end.
     """
 
     max_length: int = 128
     max_prompt_length: int = 64
-    prompt_cut: Literal["keep_end", "keep_start"] = "keep_end"
+    truncation: Literal["keep_end", "keep_start"] = "keep_end"
 
     def __post_init__(self) -> None:
         positive(max_prompt_length=self.max_prompt_length)

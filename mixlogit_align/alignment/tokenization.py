@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from mixlogit_align.alignment.config import TokenizationConfig
 from mixlogit_align.alignment.data.batches import TokenizedComparison
 from mixlogit_align.alignment.data.schema import Comparison
+from mixlogit_align.errors import InvalidInputError, explain
 
 
 class Tokenizer(Protocol):
@@ -36,7 +37,7 @@ class TruncationReport:
     end-of-text token, which the first response token is predicted from.
     """
 
-    prompt_cut: str
+    truncation: str
     max_length: int
     max_prompt_length: int
     prompts: int = 0
@@ -56,7 +57,7 @@ class TruncationReport:
 
     def __str__(self) -> str:
         return (
-            f"{self.prompts_cut} of {self.prompts} prompts cut ({self.prompt_cut}, "
+            f"{self.prompts_cut} of {self.prompts} prompts cut ({self.truncation}, "
             f"{self.prompt_tokens_cut} tokens), {self.responses_cut} of {self.responses} responses cut at the end "
             f"({self.response_tokens_cut} tokens); {self.responses_of_end_only} responses are empty texts"
         )
@@ -83,7 +84,18 @@ def tokenize(
     report = TruncationReport(**dataclasses.asdict(config))
     if not comparisons:
         return [], report
-    texts = [text for row in comparisons for text in (row.prompt, *row.responses)]
+    texts = []
+    for row in comparisons:
+        if not isinstance(row.prompt, str):
+            raise InvalidInputError(
+                explain(
+                    f"prompt of pair_id {row.pair_id}",
+                    got="a conversation",
+                    expected="a text",
+                    hint="writing the conversation out as a text",
+                )
+            )
+        texts += [row.prompt, *row.responses]
     encoded = iter(tokenizer(texts, add_special_tokens=False).input_ids)
     rows = []
     for comparison in comparisons:
@@ -105,7 +117,7 @@ def tokenize(
             report.responses_cut += len(response) > room
             report.response_tokens_cut += max(len(response) - room, 0)
             report.responses_of_end_only += len(response) == 1
-        prompt = prompt[-keep:] if config.prompt_cut == "keep_end" else prompt[:keep]
+        prompt = prompt[-keep:] if config.truncation == "keep_end" else prompt[:keep]
         rows.append(
             TokenizedComparison(
                 comparison=comparison,

@@ -31,7 +31,7 @@ FULL = AlignmentConfig(
     out="runs/one",
     data=HHData(max_train=100),
     model=PretrainedModel(path="somewhere"),
-    tokenization=TokenizationConfig(prompt_cut="keep_start"),
+    tokenization=TokenizationConfig(truncation="keep_start"),
     sft=StageConfig(optim=OptimConfig(name="adamw", lr=1e-3)),
     preference=PreferenceConfig(strength=GammaStrength(update=LearnedUpdate(lr=1e-3)), integration=ClosedFormRule()),
     seed=3,

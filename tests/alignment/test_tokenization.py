@@ -42,15 +42,15 @@ def test_what_fits_is_left_alone(byte_tokenizer):
     assert (report.longest_prompt, report.longest_response) == (10, 4)
 
 
-@pytest.mark.parametrize(("prompt_cut", "kept"), [("keep_end", "56789"), ("keep_start", "01234")])
-def test_a_prompt_loses_what_is_needed_and_no_more(byte_tokenizer, prompt_cut, kept):
+@pytest.mark.parametrize(("truncation", "kept"), [("keep_end", "56789"), ("keep_start", "01234")])
+def test_a_prompt_loses_what_is_needed_and_no_more(byte_tokenizer, truncation, kept):
     row, report = one(
-        byte_tokenizer, comparison("0123456789", "ab", "cde"), max_length=9, max_prompt_length=2, prompt_cut=prompt_cut
+        byte_tokenizer, comparison("0123456789", "ab", "cde"), max_length=9, max_prompt_length=2, truncation=truncation
     )
     assert text(byte_tokenizer, row.input_ids[1]) == f"{kept}cde<|endoftext|>"
     assert text(byte_tokenizer, row.input_ids[0]) == f"{kept}ab<|endoftext|>"
     assert (report.prompts_cut, report.prompt_tokens_cut, report.responses_cut) == (1, 5, 0)
-    assert prompt_cut in str(report)
+    assert truncation in str(report)
 
 
 def test_a_response_loses_its_end_when_the_prompt_is_down_to_its_share(byte_tokenizer):
