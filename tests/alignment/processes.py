@@ -239,14 +239,20 @@ CLOCK = frozenset({"seconds", "examples_per_second", "tokens_per_second"})
 def trajectory(run: Path) -> list[dict[str, Any]]:
     """The records of ``metrics.jsonl`` without what the clock says."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in CLOCK} for line in lines]
+    return [without_clock(json.loads(line)) for line in lines]
+
+
+def without_clock(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of ``metrics.jsonl`` without what differs when a run is repeated."""
+    return {name: value for name, value in record.items() if name not in CLOCK}
 
 
 def largest_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
-    """How far two trajectories are apart, metric by metric, each metric in each stage and split for itself.
+    """How far two trajectories are apart in losses, gradient norms, strength and what fixes them, metric by metric.
 
-    A difference is relative to the largest value that the metric takes on the first trajectory: the gradient norm of
-    the strength, for one, begins where policy and reference agree, with rounding alone.
+    A difference is relative to the largest value that the metric takes in its stage on the first trajectory: the
+    gradient norm of the strength, for one, begins where policy and reference agree, with rounding alone. Other metrics
+    are differences of log-probabilities a hundred times as large, and shares of what can tie; they must be there.
 
     Returns
     -------
@@ -260,8 +266,9 @@ def largest_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) 
         assert a.keys() == b.keys(), f"{where}: {sorted(a.keys() ^ b.keys())} in one record only"
         assert where == {name: b[name] for name in where}
         for name in a.keys() - where.keys():
-            key = f"{a['stage']}/{a['split']}/{name}"
             assert math.isfinite(a[name] - b[name]), f"{where}: {name} is {a[name]} and {b[name]}"
-            scale[key] = max(scale.get(key, 0.0), abs(a[name]))
-            difference[key] = max(difference.get(key, 0.0), abs(a[name] - b[name]))
+            if name.startswith(("loss", "grad_norm", "strength/", "learning_rate", "tokens")):
+                key = f"{a['stage']}/{a['split']}/{name}"
+                scale[key] = max(scale.get(key, 0.0), abs(a[name]))
+                difference[key] = max(difference.get(key, 0.0), abs(a[name] - b[name]))
     return {key: difference[key] and difference[key] / (scale[key] or math.ulp(0.0)) for key in sorted(difference)}

@@ -1,0 +1,207 @@
+"""However many processes share a run's batches, and in however many parts: one trajectory, one policy, one refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from mixlogit_align.alignment import AlignmentConfig, NonFiniteLossError, run_alignment
+from mixlogit_align.alignment.config import GammaStrength, LogNormalStrength, MonteCarloRule, SolvedUpdate
+from mixlogit_align.alignment.logratios import SequenceLogProbs
+from mixlogit_align.errors import InvalidInputError
+from tests.alignment.processes import largest_differences, on_ranks, tiny_policy, tiny_run, train, trajectory
+
+# Float32 adds up in another order when rows lie on other processes: 6e-8 a sum, carried on by the 12 steps. A row
+# counted twice, or a gradient averaged wrongly, moves losses and norms by a percent and more.
+TOLERANCE = 1e-5
+
+# The last batch has a single row, so that all processes but one have none; 9 rows do not divide either.
+ROWS = {"num_train": 61, "num_eval": 9}
+BATCHES = {"batch_size": 12, "eval_every_examples": 36}
+STEPS = 12
+
+METHODS = {
+    "gpt_neox": {"strength": LogNormalStrength(), "integration": MonteCarloRule(num_draws=16)},
+    "llama": {"strength": GammaStrength()},
+    "gemma": {"strength": LogNormalStrength(update=SolvedUpdate(every_steps=2, buffer_examples=30))},
+}
+
+
+def config(out: Path, architecture: str, policy: str, stage: dict | None = None, **changes) -> AlignmentConfig:
+    return tiny_run(out, policy, **ROWS, stage={**BATCHES, **(stage or {})}, **METHODS[architecture], **changes)
+
+
+def weights(run: Path) -> torch.Tensor:
+    """All parameters of a policy, end to end."""
+    return torch.cat([value.flatten() for value in load_file(run / "policy" / "model.safetensors").values()])
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("policies")
+    return {architecture: tiny_policy(folder / architecture, architecture) for architecture in METHODS}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, policies) -> dict[str, Path]:
+    """The runs of one process that takes its batches whole."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {
+        architecture: run_alignment(config(folder / architecture, architecture, policies[architecture])).path
+        for architecture in METHODS
+    }
+
+
+# --- one trajectory --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", METHODS)
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 2), (1, 12), (2, 1), (2, 2), (3, 2)])
+def test_processes_and_accumulation_leave_the_trajectory_alone(
+    alone, policies, tmp_path, architecture, size, accumulation
+):
+    run = tmp_path / "run"
+    on_ranks(size, train, config(run, architecture, policies[architecture], {"accumulation": accumulation}))
+    differences = largest_differences(trajectory(alone[architecture]), trajectory(run))
+    assert {"sft/train/grad_norm", "preference/train/loss", "preference/eval/strength/mean"} <= differences.keys()
+    assert max(differences.values()) < TOLERANCE, differences
+    # RMSprop turns a gradient that is rounding alone into a step of up to 10 * lr; few parameters have such a one
+    moved = (weights(alone[architecture]) - weights(run)).abs()
+    assert moved.max() < STEPS * 10 * 1e-4
+    assert moved.mean() < 1e-6
+
+
+@pytest.mark.parametrize("architecture", METHODS)
+def test_what_two_processes_write_is_what_one_does(alone, policies, tmp_path, architecture):
+    run = tmp_path / "run"
+    on_ranks(2, train, config(run, architecture, policies[architecture]))
+    one, two = (pyarrow.parquet.read_table(path / "log_ratios.parquet") for path in (alone[architecture], run))
+    same = ["pair_id", "annotator_id", "groups", "weight"]
+    assert one.select(same) == two.select(same)
+    difference = one["logratio_diff"].to_numpy() - two["logratio_diff"].to_numpy()
+    # sums of 30 log-probabilities of 5 nats each in float32
+    assert abs(difference).max() < 1e-3
+    records = [json.loads((path / "strength.json").read_text()) for path in (alone[architecture], run)]
+    assert records[1]["mean"] == pytest.approx(records[0]["mean"], rel=TOLERANCE)
+    assert records[1].keys() == records[0].keys()
+    files = [
+        {path.relative_to(folder) for path in folder.rglob("*") if "checkpoints" not in path.parts}
+        for folder in (alone[architecture], run)
+    ]
+    assert files[0] == files[1]
+
+
+def final_metrics(config: AlignmentConfig) -> dict:
+    return {stage: dict(values) for stage, values in run_alignment(config).metrics.items()}
+
+
+def test_every_process_knows_the_metrics_of_all(policies, tmp_path):
+    first, second = on_ranks(2, final_metrics, config(tmp_path / "run", "llama", policies["llama"]))
+    assert first == second
+    last = [record for record in trajectory(tmp_path / "run") if record["split"] == "eval"][-1]
+    assert first["preference"].items() <= last.items()
+
+
+def test_three_processes_repeat_themselves_to_the_bit(policies, tmp_path):
+    for name in ("one", "two"):
+        on_ranks(3, train, config(tmp_path / name, "llama", policies["llama"]))
+    assert trajectory(tmp_path / "one") == trajectory(tmp_path / "two")
+    assert torch.equal(weights(tmp_path / "one"), weights(tmp_path / "two"))
+
+
+# --- memory and precision --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_recomputed_activations_are_those_that_were_stored(policies, tmp_path, size):
+    runs = [tmp_path / "stored", tmp_path / "recomputed"]
+    for run, recomputed in zip(runs, (False, True), strict=True):
+        on_ranks(size, train, config(run, "llama", policies["llama"], activation_checkpointing=recomputed))
+    # the same operations on the same numbers
+    assert trajectory(runs[0]) == trajectory(runs[1])
+    assert torch.equal(weights(runs[0]), weights(runs[1]))
+
+
+def test_bfloat16_computes_over_float32_parameters(alone, policies, tmp_path):
+    run = tmp_path / "run"
+    on_ranks(2, train, config(run, "llama", policies["llama"], precision="bfloat16"))
+    assert weights(run).dtype == torch.float32
+    before, after = trajectory(alone["llama"]), trajectory(run)
+    losses = torch.tensor([[record["loss"] for record in records] for records in (before, after)])
+    # bfloat16 has 8 bits: a log-probability of a token is off by up to 0.4 %, a mean over hundreds by less
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert not torch.equal(losses[0], losses[1])
+
+
+# --- what is refused, on every process at once -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "stage", "expected"),
+    [
+        (2, {"batch_size": 9, "eval_every_examples": 36}, "batch_size: got 9; expected a multiple of 2"),
+        (2, {"accumulation": 4}, "batch_size: got 12; expected a multiple of 8"),
+        (1, {"accumulation": 5}, "batch_size: got 12; expected a multiple of 5"),
+    ],
+    ids=["processes", "processes-and-accumulation", "accumulation"],
+)
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(policies, tmp_path, size, stage, expected):
+    with pytest.raises(InvalidInputError, match=expected):
+        on_ranks(size, train, config(tmp_path / "run", "llama", policies["llama"], stage))
+    assert not (tmp_path / "run").exists()
+
+
+def train_with_a_nan(config: AlignmentConfig, rank: int) -> list[int]:
+    """One process's log-probabilities of its first row become NaN in the third forward pass that has a gradient."""
+    forward, calls = SequenceLogProbs.forward, []
+
+    def broken(self: SequenceLogProbs, *args: torch.Tensor) -> torch.Tensor:
+        logps = forward(self, *args)
+        calls.extend([1] * torch.is_grad_enabled())
+        bad = len(calls) == 3 and torch.is_grad_enabled() and dist.get_rank() == rank
+        return logps * torch.where(torch.arange(len(logps)) == 0, torch.nan if bad else 1.0, 1.0)[:, None]
+
+    SequenceLogProbs.forward = broken
+    with pytest.raises(NonFiniteLossError) as caught:
+        run_alignment(config)
+    return caught.value.pair_ids
+
+
+@pytest.mark.parametrize("stage", ["sft", "preference"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nan_on_one_process_stops_all_and_is_told_by_its_pair(policies, tmp_path, stage, rank):
+    whole = config(tmp_path / "run", "llama", policies["llama"])
+    left_out = {"sft": {"preference": None}, "preference": {"sft": None}}[stage]
+    ids = on_ranks(2, train_with_a_nan, dataclasses.replace(whole, **left_out), rank)
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 1
+    status = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (status["status"], status["pair_ids"]) == ("failed", ids[0])
+    assert [record["step"] for record in trajectory(tmp_path / "run") if record["split"] == "train"] == [1, 2]
+
+
+def train_on_a_broken_disk(config: AlignmentConfig, rank: int) -> None:
+    """Reading the policy fails on one process alone."""
+    from mixlogit_align.alignment import hf
+
+    if dist.get_rank() == rank:
+
+        def missing(*args, **options):
+            raise OSError("no such device")
+
+        hf.load = missing
+    run_alignment(config)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_fails_on_one_process_stops_all(policies, tmp_path, rank):
+    with pytest.raises(Exception, match="no such device"):
+        on_ranks(2, train_on_a_broken_disk, config(tmp_path / "run", "llama", policies["llama"]), rank, seconds=20)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
