@@ -33,9 +33,9 @@ def _weibull_shape(cv: float) -> float:
     return math.exp(scipy.optimize.brentq(gap, math.log(0.05), math.log(1e4), xtol=1e-13))
 
 
-def _weibull_from(mean: float, cv: float) -> dict[str, float]:
-    k = _weibull_shape(cv)
-    return {"scale": mean / math.gamma(1 + 1 / k), "concentration": k}
+def _weibull_from(mean: Tensor, cv: Tensor) -> dict[str, Tensor]:
+    k = _weibull_shape(float(cv))
+    return {"scale": mean / math.gamma(1 + 1 / k), "concentration": torch.full_like(cv, k)}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Kind:
 
     distribution: Callable[..., Any]
     positive: tuple[str, ...]
-    from_mean_cv: Callable[[float, float], dict[str, float]]
+    from_mean_cv: Callable[[Tensor, Tensor], dict[str, Tensor]]
     free: tuple[str, ...] = ()
 
     @property
@@ -57,8 +57,8 @@ _KINDS: dict[str, _Kind] = {
         dist.LogNormal,
         ("scale",),
         lambda m, cv: {
-            "loc": math.log(m) - 0.5 * math.log1p(cv * cv),
-            "scale": math.sqrt(math.log1p(cv * cv)),
+            "loc": torch.log(m) - 0.5 * torch.log1p(cv * cv),
+            "scale": torch.sqrt(torch.log1p(cv * cv)),
         },
         free=("loc",),
     ),
@@ -70,6 +70,21 @@ _KINDS: dict[str, _Kind] = {
     "normal": _Kind(dist.Normal, ("scale",), lambda m, cv: {"loc": m, "scale": abs(m) * cv}, free=("loc",)),
     "point": _Kind(dist.Delta, ("v",), lambda m, cv: {"v": m}),
 }
+
+
+def mixing_of_mean_cv(family: str, mean: Tensor, cv: Tensor) -> Any:
+    """The distribution with this mean and coefficient of variation, differentiable in both.
+
+    Parameters
+    ----------
+    family : {"lognormal", "gamma", "inverse_gaussian", "normal", "point"}
+        A weibull's shape is found by a search that has no derivative.
+    mean, cv : Tensor
+        0-d float64, above 0; a point has no use for ``cv``.
+    """
+    assert family != "weibull", "its shape has no derivative by the cv"
+    kind = _KINDS[family]
+    return kind.distribution(**kind.from_mean_cv(mean, cv), validate_args=False)
 
 
 class LearnableMixing(nn.Module):
@@ -164,7 +179,8 @@ class LearnableMixing(nn.Module):
             if cv != 0:
                 raise InvalidInputError(explain("cv of a point", got=cv, expected="0", hint="another family, or cv=0"))
             return cls.point(mean, transform)
-        return cls(family, transform, **_KINDS[family].from_mean_cv(mean, cv))
+        values = _KINDS[family].from_mean_cv(*torch.tensor([mean, cv], dtype=torch.float64))
+        return cls(family, transform, **{name: float(value) for name, value in values.items()})
 
     def _inverse(self, name: str, value: float) -> Tensor:
         if name in _KINDS[self.family].positive:
