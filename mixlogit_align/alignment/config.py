@@ -132,22 +132,55 @@ class FrozenUpdate:
 class SolvedUpdate:
     """The strength is set, every so many steps, to its maximum of likelihood on recent log-ratio differences.
 
+    See `mixlogit_align.alignment.strength.solve_strength` for what that means and does not mean. Log-ratio differences
+    and strength are identified by their product alone, and the spread by little: without bounds the likelihood can run
+    away, so the search is kept between these, and a solve that ends at one says so (metric ``strength/at_bound``).
+
     Parameters
     ----------
     every_steps : int
     buffer_examples : int
         The most recent comparisons, with the log-ratio differences they had when they were trained on.
+    max_mean_factor : float
+        The mean strength stays within this factor of where it started, above and below. From the paper's start of
+        0.12, a factor of 5 spans 0.024 to 0.6, and so most betas in use for DPO.
+    min_cv, max_cv : float
+        Bounds of the coefficient of variation (standard deviation over mean); a point has none. At 0.05 no choice
+        probability differs by more than 0.0005 from a point's (by its second-order term). At 2 one strength in twenty
+        is above 8 times the median (LogNormal); a policy can make up for a still wider one by the shape of its
+        log-ratios, so that the likelihood hardly holds it back.
     """
 
     kind: Literal["solved"] = "solved"
     every_steps: int = 20
     buffer_examples: int = 4096
+    max_mean_factor: float = 5.0
+    min_cv: float = 0.05
+    max_cv: float = 2.0
 
     def __post_init__(self) -> None:
         positive(every_steps=self.every_steps, buffer_examples=self.buffer_examples)
+        positive(max_mean_factor=self.max_mean_factor, min_cv=self.min_cv, max_cv=self.max_cv)
+        require(self.max_mean_factor > 1, "max_mean_factor", self.max_mean_factor, "above 1", "max_mean_factor=5")
+        require(self.min_cv < self.max_cv, "min_cv", self.min_cv, f"below max_cv={self.max_cv}", "min_cv=0.05")
 
 
 UpdateConfig = LearnedUpdate | FrozenUpdate | SolvedUpdate
+
+
+def _starts_in_bounds(strength: LogNormalStrength | GammaStrength) -> None:
+    """Refuse a solved strength that starts beyond its bounds, to the precision of its float32 parameters."""
+    update = strength.update
+    if isinstance(update, SolvedUpdate):
+        start = strength.build().summary()
+        cv = start["sd"] / start["mean"]
+        require(
+            update.min_cv * (1 - 1e-5) <= cv <= update.max_cv * (1 + 1e-5),
+            f"cv of the {strength.family} strength at the start",
+            cv,
+            f"from update.min_cv={update.min_cv} to update.max_cv={update.max_cv}",
+            "a wider bound, another start, or `family: point` for a strength that does not vary",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +221,7 @@ class LogNormalStrength:
 
     def __post_init__(self) -> None:
         positive(scale=self.scale)
+        _starts_in_bounds(self)
 
     def build(self) -> LearnableMixing:
         from mixlogit_align.distributions import LearnableMixing
@@ -206,6 +240,7 @@ class GammaStrength:
 
     def __post_init__(self) -> None:
         positive(concentration=self.concentration, rate=self.rate)
+        _starts_in_bounds(self)
 
     def build(self) -> LearnableMixing:
         from mixlogit_align.distributions import LearnableMixing
