@@ -7,20 +7,17 @@ comparisons there are.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mixlogit_align.alignment.config import AlignmentConfig, FrozenUpdate, LearnedUpdate, StrengthConfig
-from mixlogit_align.alignment.strength import constant_gradient_drift
-from mixlogit_align.distributions import LearnableMixing
+from mixlogit_align.alignment.config import AlignmentConfig, LearnedUpdate, PreferenceConfig, SolvedUpdate
 
 Record = Mapping[str, Any]
 
-# Evaluations on which a trend must hold: two of one sign can be one noisy value between them.
+# Evaluations over which a trend must hold: two of one sign can be one noisy value between them.
 TREND = 3
 # Share of their starting log-probability that both responses lose. After supervised training on the chosen responses
 # nearly any other objective lowers them a little, and the rejected ones are meant to fall; at a tenth, the chosen
@@ -28,11 +25,15 @@ TREND = 3
 FALL_SHARE = 0.1
 # Nats; so that very short responses, of a token or two, do not trip over FALL_SHARE.
 FALL_LEAST = 1.0
-# Share of the drift under a constant gradient. Steps of unit size with mean 0.8 have standard deviation 0.6: nine in
-# ten pull the same way. A parameter that has found its place wanders by the square root of the steps.
+# Of `strength/drift_share`, the way gone over that under a constant gradient. Steps of unit size with mean 0.8 have
+# standard deviation 0.6: nine in ten pull the same way. A parameter that has found its place wanders by the square
+# root of the steps.
 BOUND_SHARE = 0.8
-# Steps after the warm-up before the drift is judged: RMSprop's memory, 1 / (1 - 0.99).
+# Steps after the warm-up before a strength is judged to be at a bound: RMSprop's memory, 1 / (1 - 0.99). While the
+# policy has hardly left its reference, its log-ratios say little of the strength.
 BOUND_STEPS = 100
+# Solves in a row that end at a bound.
+BOUND_SOLVES = 3
 # sd / mean of strength. The loss differs from a point's, DPO's, by the order of cv^2 = 0.25 %.
 CV_COLLAPSED = 0.05
 # Reached by a LogNormal of scale 1.8 or a Gamma of concentration 0.04: most of its mass near 0 and a mean made of the
@@ -78,14 +79,14 @@ class Alarm:
 
 
 @dataclass(frozen=True)
-class _Evaluations:
-    """A stage's held-out records, in order."""
+class _Series:
+    """Records of one stage, in order."""
 
     stage: str
     records: Sequence[Record]
 
     def first(self, name: str, rule: Callable[[int], str | None]) -> Iterator[Alarm]:
-        """An alarm where ``rule``, given the number of an evaluation, first has a message."""
+        """An alarm where ``rule``, given the number of a record, first has a message."""
         for i, record in enumerate(self.records):
             message = rule(i)
             if message is not None:
@@ -103,7 +104,7 @@ def find_alarms(records: Sequence[Record], config: AlignmentConfig) -> list[Alar
     Parameters
     ----------
     records : sequence of mapping
-        All records so far; only held-out ones are looked at.
+        All records so far.
     config : AlignmentConfig
         Of the run.
 
@@ -113,17 +114,17 @@ def find_alarms(records: Sequence[Record], config: AlignmentConfig) -> list[Alar
     """
     alarms: list[Alarm] = []
     for stage in ("sft", "preference"):
-        held_out = [record for record in records if record["stage"] == stage and record["split"] == "eval"]
-        if not held_out or held_out[0]["step"] != 0:
+        every = _Series(stage, [record for record in records if record["stage"] == stage])
+        held_out = _Series(stage, [record for record in every.records if record["split"] == "eval"])
+        if not held_out.records:
             continue
-        evaluations = _Evaluations(stage, held_out)
-        found = [*_loss_above_start(evaluations)]
+        found = [*_loss_above_start(held_out)]
         if stage == "preference" and config.preference is not None:
-            found += _start_spread(evaluations, config)
-            found += _both_falling(evaluations)
-            if not isinstance(config.preference.strength.update, FrozenUpdate):
-                found += _strength(evaluations)
-            found += _strength_at_bound(evaluations, config)
+            found += _start_spread(held_out, config)
+            found += _both_falling(held_out)
+            found += _strength_at_bound(every, config.preference)
+            if isinstance(config.preference.strength.update, LearnedUpdate):
+                found += _strength_left_its_range(held_out)
         alarms += sorted(found, key=lambda alarm: alarm.step)
     return alarms
 
@@ -140,12 +141,12 @@ def non_finite(stage: str, step: int, pair_ids: Sequence[int]) -> Alarm:
     )
 
 
-def _start_spread(evaluations: _Evaluations, config: AlignmentConfig) -> Iterator[Alarm]:
+def _start_spread(held_out: _Series, config: AlignmentConfig) -> Iterator[Alarm]:
     """Policy and reference differ before the first step; the size tells by what."""
     precision_limit = BFLOAT16_SPREAD * max(1.0, math.sqrt(config.tokenization.max_length / BFLOAT16_TOKENS))
 
     def rule(i: int) -> str | None:
-        spread = evaluations.records[i]["log_ratio/sd"]
+        spread = held_out.records[i]["log_ratio/sd"]
         if i > 0 or spread <= FLOAT32_SPREAD:
             return None
         seen = f"before the first step log_ratio/sd is {spread:.2g} nats, where policy and reference should agree"
@@ -161,13 +162,13 @@ def _start_spread(evaluations: _Evaluations, config: AlignmentConfig) -> Iterato
             "was computed with."
         )
 
-    return evaluations.first("start_log_ratio_spread", rule)
+    return held_out.first("start_log_ratio_spread", rule)
 
 
-def _both_falling(evaluations: _Evaluations) -> Iterator[Alarm]:
+def _both_falling(held_out: _Series) -> Iterator[Alarm]:
     """Held-out chosen and rejected responses both lose probability, much of it, and go on."""
     names = ("logps/chosen", "logps/rejected")
-    records = evaluations.records
+    records = held_out.records
 
     def rule(i: int) -> str | None:
         if i + 1 < TREND:
@@ -185,12 +186,12 @@ def _both_falling(evaluations: _Evaluations) -> Iterator[Alarm]:
             "strength, or a supervised stage on the chosen responses first."
         )
 
-    return evaluations.first("both_logps_falling", rule)
+    return held_out.first("both_logps_falling", rule)
 
 
-def _strength(evaluations: _Evaluations) -> Iterator[Alarm]:
-    """The strength's distribution leaves what its start allows to be called the same model."""
-    records = evaluations.records
+def _strength_left_its_range(held_out: _Series) -> Iterator[Alarm]:
+    """A learned strength, which has no bounds, is far from where it started; a solved one has them."""
+    records = held_out.records
     start_mean, start_cv = records[0]["strength/mean"], _cv(records[0])
 
     def collapsed(i: int) -> str | None:
@@ -223,69 +224,63 @@ def _strength(evaluations: _Evaluations) -> Iterator[Alarm]:
             "different steps have no common unit. Try a smaller strength.update.lr or update: {kind: frozen}."
         )
 
-    yield from evaluations.first("strength_spread_collapsed", collapsed)
-    yield from evaluations.first("strength_spread_exploded", exploded)
-    yield from evaluations.first("strength_mean_ran_off", ran_off)
+    yield from held_out.first("strength_spread_collapsed", collapsed)
+    yield from held_out.first("strength_spread_exploded", exploded)
+    yield from held_out.first("strength_mean_ran_off", ran_off)
 
 
-def _strength_at_bound(evaluations: _Evaluations, config: AlignmentConfig) -> Iterator[Alarm]:
-    """The learning rate, not the data, decides where the strength stands."""
-    assert config.preference is not None
-    strength, optim = config.preference.strength, config.preference.optim
-    if not isinstance(strength.update, LearnedUpdate):
-        return
-    lr = strength.update.lr
-    start = _unconstrained(strength, evaluations.records[0])
+def _strength_at_bound(every: _Series, preference: PreferenceConfig) -> Iterator[Alarm]:
+    """The learning rate, or a bound of the solve, decides where the strength stands, not the data."""
+    records, update = every.records, preference.strength.update
+    judged_from = preference.optim.warmup_steps + BOUND_STEPS
+    solves: dict[float, float] = {}  # how many there were -> whether the last one ended at a bound
 
-    def rule(i: int) -> str | None:
-        step = evaluations.records[i]["step"]
-        if step < optim.warmup_steps + BOUND_STEPS:
-            return None
-        drift = _drift(optim, lr, step)
-        now = _unconstrained(strength, evaluations.records[i])
-        moved = {name: abs(now[name] - start[name]) for name in now}
-        name = max(moved, key=lambda name: moved[name])
-        if moved[name] < BOUND_SHARE * drift:
+    def learned(i: int) -> str | None:
+        share = records[i].get("strength/drift_share", 0.0)
+        if share < BOUND_SHARE or records[i]["step"] < judged_from:
             return None
         return (
-            f"strength/{name} has moved by {moved[name]:.3g} in its unconstrained scale, {moved[name] / drift:.0%} of "
-            f"the {drift:.3g} that strength.update.lr {lr:g} gives a gradient which never changes its sign. The "
-            "learning rate decides where it stands, not the data. Try a larger strength.update.lr, or "
-            "update: {kind: solved}."
+            f"the strength has gone {share:.0%} of the way that its learning rate allows under a gradient which never "
+            "changes its sign. The learning rate decides where it stands, not the data. Try a larger "
+            "strength.update.lr, more steps, or update: {kind: solved}."
         )
 
-    yield from evaluations.first("strength_at_learning_rate_bound", rule)
+    def solved(i: int) -> str | None:
+        if records[i].get("strength/solves", 0) > 0:
+            solves[records[i]["strength/solves"]] = records[i]["strength/at_bound"]
+        recent = list(solves.values())[-BOUND_SOLVES:]
+        if len(recent) < BOUND_SOLVES or not all(recent) or records[i]["step"] < judged_from:
+            return None
+        return (
+            f"the last {BOUND_SOLVES} solves ended at a bound of the strength's search, now with mean "
+            f"{records[i]['strength/mean']:.3g} and sd {records[i]['strength/sd']:.3g}. The bound decides where it "
+            "stands, not the data. strength.json names the bound; try a wider one (max_mean_factor, min_cv, max_cv of "
+            "strength.update), or family: point where the spread is at its lower one."
+        )
+
+    if isinstance(update, LearnedUpdate):
+        yield from every.first("strength_at_bound", learned)
+    elif isinstance(update, SolvedUpdate):
+        yield from every.first("strength_at_bound", solved)
 
 
-def _loss_above_start(evaluations: _Evaluations) -> Iterator[Alarm]:
+def _loss_above_start(held_out: _Series) -> Iterator[Alarm]:
     """Held-out comparisons are worse off than without any training."""
-    losses = [record["loss"] for record in evaluations.records]
+    losses = [record["loss"] for record in held_out.records]
 
     def rule(i: int) -> str | None:
         # The one before tells a transient from a trend.
         if i < 2 or min(losses[i - 1 : i + 1]) <= losses[0] + LOSS_MARGIN:
             return None
-        coin = " (log 2 is a coin's)" if evaluations.stage == "preference" else ""
+        coin = " (log 2 is a coin's)" if held_out.stage == "preference" else ""
         return (
             f"the held-out loss is {losses[i]:.4g}, and was {losses[0]:.4g} before the first step{coin}. What is "
             "learned does not carry over to held-out comparisons, or is held with too much confidence. Try a smaller "
             "optim.lr, fewer epochs, or more warm-up."
         )
 
-    return evaluations.first("held_out_loss_above_start", rule)
-
-
-# A run asks for the same steps at every evaluation.
-_drift = functools.lru_cache(maxsize=None)(constant_gradient_drift)
+    return held_out.first("held_out_loss_above_start", rule)
 
 
 def _cv(record: Record) -> float:
     return float(record["strength/sd"] / record["strength/mean"])
-
-
-def _unconstrained(strength: StrengthConfig, record: Record) -> dict[str, float]:
-    """The tensors that the optimiser moved, from the parameters as they are logged."""
-    built = strength.build()
-    names = [name for name, _ in built.named_parameters()]
-    mixing = LearnableMixing(built.family, built.transform, **{name: record[f"strength/{name}"] for name in names})
-    return {name: parameter.item() for name, parameter in mixing.named_parameters()}
