@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
+from mixlogit_align.alignment.parallel import World
 from mixlogit_align.errors import InvalidInputError, explain
+
+CHUNK_LOGITS = 1 << 26
 
 
 def sequence_logprobs(
@@ -21,7 +24,7 @@ def sequence_logprobs(
     response_mask: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    chunk_size: int = 4096,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Sum of the log-probabilities of the response tokens of each sequence.
 
@@ -40,9 +43,9 @@ def sequence_logprobs(
     attention_mask : Tensor, optional
         (R, L), passed on to the policy. Not needed with padding on the right, which a causal model's
         earlier tokens never see.
-    chunk_size : int
-        Response tokens that are projected on the vocabulary at a time. When they do not fit into one
-        chunk, gradients recompute each chunk's logits instead of storing them.
+    chunk_size : int, optional
+        Response tokens that are projected on the vocabulary at a time; by default as many as have 256 MiB of float32
+        logits. When they do not fit into one chunk, gradients recompute each chunk's logits instead of storing them.
 
     Returns
     -------
@@ -71,6 +74,7 @@ def sequence_logprobs(
     predicts = response_mask[:, 1:]
     states, targets = hidden[:, :-1][predicts], input_ids[:, 1:][predicts]
     head: Any = policy.get_output_embeddings()  # type: ignore[operator]
+    chunk_size = chunk_size or max(CHUNK_LOGITS // head.weight.shape[0], 1)
     chunks = list(zip(states.split(chunk_size), targets.split(chunk_size), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
         logps = [checkpoint(_token_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks]
@@ -111,11 +115,11 @@ class SequenceLogProbs(nn.Module):
     ----------
     policy : nn.Module
         See `sequence_logprobs`.
-    chunk_size : int
+    chunk_size : int, optional
         See `sequence_logprobs`.
     """
 
-    def __init__(self, policy: nn.Module, *, chunk_size: int = 4096) -> None:
+    def __init__(self, policy: nn.Module, *, chunk_size: int | None = None) -> None:
         super().__init__()
         self.policy = policy
         self.chunk_size = chunk_size
@@ -125,22 +129,32 @@ class SequenceLogProbs(nn.Module):
         logps = sequence_logprobs(
             self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1), chunk_size=self.chunk_size
         )
-        return logps.view(input_ids.shape[:2])
+        return logps.view(input_ids.shape[:2]).clone()  # no view: FSDP2 hooks what is returned
 
 
 @torch.no_grad()
 def candidate_logprobs(
-    model: SequenceLogProbs, rows: Sequence[TokenizedComparison], collator: Collator, *, batch_size: int
+    model: SequenceLogProbs,
+    rows: Sequence[TokenizedComparison],
+    collator: Collator,
+    *,
+    batch_size: int,
+    world: World | None = None,
 ) -> Tensor:
     """Log-probabilities of every candidate of every row, without gradient: (N, J) float32, 0 for none.
 
-    Rows go through the model in order of length, which keeps padding small.
+    Rows go through the model in order of length, which keeps padding small. Each process scores its share of every
+    batch, and all of them get all values.
     """
+    world = world or World()
     order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i].input_ids)))
     logps = torch.zeros(len(rows), max(len(row.input_ids) for row in rows), device=collator.device)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        batch = collator([rows[i] for i in indices])
+        # a sharded model runs on every process or on none
+        mine = world.share(indices) or indices[:1]
+        batch = collator([rows[i] for i in mine])
         values = model(batch.input_ids, batch.response_mask)
-        logps[indices, : values.shape[1]] = values
-    return logps
+        if world.share(indices):
+            logps[mine, : values.shape[1]] = values
+    return world.add_up(logps)

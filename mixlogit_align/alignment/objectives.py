@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mixlogit_align.alignment.config import PreferenceConfig, SolvedUpdate
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
-from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss
-from mixlogit_align.alignment.strength import strength_metrics
-from mixlogit_align.alignment.trainer import StageLoss, require_finite
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, preference_metrics
+from mixlogit_align.alignment.parallel import World
+from mixlogit_align.alignment.strength import StrengthSolver, drift_metrics, strength_metrics
+from mixlogit_align.alignment.trainer import StageLoss
 
 
 class SFTObjective(nn.Module):
@@ -23,35 +26,54 @@ class SFTObjective(nn.Module):
     policy : SequenceLogProbs
     collator : Collator
     eval_batch_size : int
+    world : World, optional
     """
 
-    def __init__(self, policy: SequenceLogProbs, collator: Collator, *, eval_batch_size: int) -> None:
+    def __init__(
+        self, policy: SequenceLogProbs, collator: Collator, *, eval_batch_size: int, world: World | None = None
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.collator = collator
         self.eval_batch_size = eval_batch_size
+        self.world = world or World()
 
     def forward(self, batch: Batch, *, step: int) -> StageLoss:
         """Loss of one batch; only the chosen responses go through the policy."""
         rows = torch.arange(len(batch), device=batch.choice.device)
         mask = batch.response_mask[rows, batch.choice]
         logps = self.policy(batch.input_ids[rows, batch.choice][:, None], mask[:, None])[:, 0]
-        require_finite(logps, "log-probability of the chosen response", batch)
-        count = (mask.sum(1) * batch.weights).sum()
-        return StageLoss(total=-(logps * batch.weights).sum(), count=count, metrics={})
+        values = {"weight": batch.weights, "loss": -logps.detach(), "tokens": mask.sum(1)}
+        return StageLoss(total=-(logps * batch.weights).sum(), values=values)
 
-    @torch.no_grad()
+    def count(self, rows: Sequence[TokenizedComparison]) -> float:
+        """Response tokens, weighted."""
+        return sum((len(_chosen(row)) - row.prompt_length) * row.comparison.weight for row in rows)
+
+    def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
+        """Tokens that go through the policy."""
+        return sum(len(_chosen(row)) for row in rows)
+
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """``loss`` of the rows whose values these are, in nats a token."""
+        weight = values["weight"].double()
+        return {"loss": ((values["loss"] * weight).sum() / (values["tokens"] * weight).sum()).item()}
+
     def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
         """``loss`` over all of ``rows``."""
-        total = count = 0.0
-        for start in range(0, len(rows), self.eval_batch_size):
-            loss = self(self.collator(rows[start : start + self.eval_batch_size]), step=0)
-            total, count = total + loss.total.item(), count + loss.count.item()
-        return {"loss": total / count}
+        chosen = [replace(row, input_ids=(_chosen(row),), reference_logps=None) for row in rows]
+        logps = candidate_logprobs(
+            self.policy, chosen, self.collator, batch_size=self.eval_batch_size, world=self.world
+        )
+        weights = torch.tensor([row.comparison.weight for row in rows], dtype=torch.float64)
+        return {"loss": -(logps[:, 0].double().cpu() * weights).sum().item() / self.count(rows)}
 
-    def log_metrics(self) -> dict[str, float]:
+    def state_metrics(self, step: int) -> dict[str, float]:
         """Nothing beside the loss."""
         return {}
+
+    def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Nothing to do."""
 
 
 class HeldOut(NamedTuple):
@@ -69,43 +91,78 @@ class PreferenceObjective(nn.Module):
     policy : SequenceLogProbs
     preference_loss : MixDPOLoss
     collator : Collator
-    eval_batch_size : int
+    config : PreferenceConfig
+    world : World, optional
+
+    Attributes
+    ----------
+    solver : StrengthSolver or None
+        Sets the strength where it is solved for; its state is part of the module's.
     """
 
     def __init__(
-        self, policy: SequenceLogProbs, preference_loss: MixDPOLoss, collator: Collator, *, eval_batch_size: int
+        self,
+        policy: SequenceLogProbs,
+        preference_loss: MixDPOLoss,
+        collator: Collator,
+        *,
+        config: PreferenceConfig,
+        world: World | None = None,
     ) -> None:
         super().__init__()
         self.policy = policy
         self.preference_loss = preference_loss
         self.collator = collator
-        self.eval_batch_size = eval_batch_size
+        self.config = config
+        self.solver = StrengthSolver(config.strength) if isinstance(config.strength.update, SolvedUpdate) else None
+        self.world = world or World()
 
     def forward(self, batch: Batch, *, step: int) -> StageLoss:
         """Loss of one batch, chosen and rejected responses in one forward pass."""
         logps = self.policy(batch.input_ids, batch.response_mask)
-        require_finite(logps, "log-probabilities of the responses", batch)
+        finite = logps.detach().isfinite().all(1)
+        # the trainer stops at these rows, on every process at once; until then they must not raise here
+        logps = torch.where(finite[:, None], logps, 0.0)
         loss = self._loss(batch, logps, step)
-        return StageLoss(total=loss.per_example.sum(), count=batch.weights.sum(), metrics=loss.metrics)
+        values = {**loss.values, "loss": torch.where(finite, loss.values["loss"], torch.nan)}
+        return StageLoss(total=loss.per_example.sum(), values=values)
 
-    def with_reference(self, rows: Sequence[TokenizedComparison]) -> list[TokenizedComparison]:
-        """The rows with the log-probabilities that the policy gives them now, as the reference's."""
-        logps = candidate_logprobs(self.policy, rows, self.collator, batch_size=self.eval_batch_size).tolist()
-        return [row.with_reference(values[: len(row.input_ids)]) for row, values in zip(rows, logps, strict=True)]
+    def count(self, rows: Sequence[TokenizedComparison]) -> float:
+        """Sum of the weights."""
+        return sum(row.comparison.weight for row in rows)
+
+    def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
+        """Tokens that go through the policy."""
+        return sum(len(ids) for row in rows for ids in row.input_ids)
+
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """The metrics of `mixdpo_loss`."""
+        return {name: value.item() for name, value in preference_metrics(values).items()}
+
+    def logps(self, model: SequenceLogProbs, rows: Sequence[TokenizedComparison]) -> Tensor:
+        """(N, 2) float32 log-probabilities of the candidates under ``model``."""
+        return candidate_logprobs(model, rows, self.collator, batch_size=self.config.eval_batch_size, world=self.world)
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
         """The loss of every row, computed in one piece; rules with draws use those of step 0."""
-        logps = candidate_logprobs(self.policy, rows, self.collator, batch_size=self.eval_batch_size)
-        return HeldOut(rows, self._loss(self.collator(rows), logps.double(), step=0))
+        return HeldOut(rows, self._loss(self.collator(rows), self.logps(self.policy, rows).double(), step=0))
 
     def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
         """The metrics of `mixdpo_loss` over all of ``rows``."""
         return {name: value.item() for name, value in self.held_out(rows).loss.metrics.items()}
 
-    def log_metrics(self) -> dict[str, float]:
-        """The strength's summary."""
-        return strength_metrics(self.preference_loss.mixing)
+    def state_metrics(self, step: int) -> dict[str, float]:
+        """The strength's summary and how it moves."""
+        mixing = self.preference_loss.mixing
+        solves = self.solver.metrics() if self.solver is not None else {}
+        return {**strength_metrics(mixing), **drift_metrics(mixing, self.config, step), **solves}
+
+    def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Let the solver see the batch."""
+        if self.solver is not None:
+            logratio_diff = values["log_ratio_chosen"] - values["log_ratio_rejected"]
+            self.solver.after_step(self.preference_loss.mixing, logratio_diff, values["weight"], step)
 
     def _loss(self, batch: Batch, logps: Tensor, step: int) -> PreferenceLoss:
         assert batch.reference_logps is not None, "reference log-probabilities are computed before this stage"
@@ -117,3 +174,7 @@ class PreferenceObjective(nn.Module):
             pair_ids=batch.pair_ids,
         )
         return loss
+
+
+def _chosen(row: TokenizedComparison) -> list[int]:
+    return row.input_ids[row.comparison.choice]

@@ -1,11 +1,12 @@
-"""One training loop for the supervised and the preference stage. It knows no model class."""
+"""One training loop for the supervised and the preference stage, on one process or many. It knows no model class."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -15,34 +16,44 @@ from torch import Tensor, nn
 
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
+from mixlogit_align.alignment.parallel import World, average_gradients, clip_gradients
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING
-from mixlogit_align.errors import MixlogitError, explain
+from mixlogit_align.alignment.tracking import Tracker
+from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 
 class NonFiniteLossError(MixlogitError, RuntimeError):
-    """A loss or gradient became NaN or infinite; ``pair_ids`` names the batch's comparisons."""
+    """A loss or gradient became NaN or infinite.
 
-    def __init__(self, message: str, pair_ids: list[int]) -> None:
+    Attributes
+    ----------
+    stage : str
+    step : int
+        Steps done before.
+    pair_ids : list of int
+        The comparisons at fault; where the gradient is, the whole batch's.
+    """
+
+    def __init__(self, message: str, stage: str, step: int, pair_ids: list[int]) -> None:
         super().__init__(message)
-        self.pair_ids = pair_ids
+        self.stage, self.step, self.pair_ids = stage, step, pair_ids
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageLoss:
-    """A batch's loss as a sum and what to divide it by, so that batches and processes add up.
+    """The loss of some rows as a sum, so that the parts of a batch and the processes add up.
 
     Parameters
     ----------
-    total, count : Tensor
-        0-d; the loss is ``total / count``.
-    metrics : mapping of str to Tensor
-        Detached scalars to log.
+    total : Tensor
+        0-d; divided by the count of the whole batch it is these rows' part of the loss.
+    values : mapping of str to Tensor
+        (B,) detached each, from which the metrics of a whole batch are computed; "loss" is among them.
     """
 
     total: Tensor
-    count: Tensor
-    metrics: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
 
 
 class Objective(Protocol):
@@ -50,9 +61,23 @@ class Objective(Protocol):
 
     def __call__(self, batch: Batch, *, step: int) -> StageLoss: ...
 
-    def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]: ...
+    def count(self, rows: Sequence[TokenizedComparison]) -> float:
+        """What the sum of losses over ``rows`` is divided by."""
 
-    def log_metrics(self) -> dict[str, float]: ...
+    def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
+        """Tokens that go through the policy for ``rows``."""
+
+    def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics of a batch from the values of all its rows."""
+
+    def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
+        """Metrics of held-out rows."""
+
+    def state_metrics(self, step: int) -> dict[str, float]:
+        """What is logged of the objective itself after ``step`` steps."""
+
+    def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Called with the values of a whole batch after the optimiser's step, the ``step``-th."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +91,34 @@ class ParameterGroup:
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one JSON object a line, on disk as soon as it is written. A context manager."""
+    """``metrics.jsonl``: one JSON object a line, on disk as soon as it is written. A context manager.
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8", buffering=1)
+    Parameters
+    ----------
+    path : Path or None
+        None writes nothing: processes other than the main one.
+    keep_bytes : int
+        What lies beyond this is cut off: a resumed run writes it again.
+
+    Attributes
+    ----------
+    records : list of dict
+        What the file holds.
+    trackers : sequence of Tracker
+        Get every record too, and are closed with the log.
+    """
+
+    def __init__(self, path: Path | None, *, keep_bytes: int = 0) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.trackers: Sequence[Tracker] = ()
+        self._file = None
+        self._before = 0.0
+        if path is not None:
+            self._file = path.open("a+", encoding="utf-8", buffering=1)
+            self._file.truncate(keep_bytes)
+            self._file.seek(0)
+            self.records = [json.loads(line) for line in self._file]
+            self._before = self.records[-1]["seconds"] if self.records else 0.0
         self._start = time.perf_counter()
 
     def __enter__(self) -> MetricsLog:
@@ -78,11 +127,31 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for tracker in self.trackers:
+            tracker.close(failed=kind is not None)
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken so far, resumed parts together."""
+        return self._before + time.perf_counter() - self._start
 
     def write(self, **record: Any) -> None:
-        """Append one record and the seconds since the log was opened."""
-        self._file.write(json.dumps({**record, "seconds": round(time.perf_counter() - self._start, 3)}) + "\n")
+        """Append one record and the seconds that the run has taken."""
+        if self._file is not None:
+            self.records.append({**record, "seconds": round(self.seconds, 3)})
+            self._file.write(json.dumps(self.records[-1]) + "\n")
+            for tracker in self.trackers:
+                tracker.write(self.records[-1])
+
+    def durable_bytes(self) -> int:
+        """Length of the file, after all of it has reached the disk."""
+        if self._file is None:
+            return 0
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
@@ -93,12 +162,26 @@ def build_optimizer(groups: Sequence[ParameterGroup], config: OptimConfig) -> to
     return torch.optim.RMSprop(options, alpha=RMSPROP_SMOOTHING)
 
 
-def shuffled_batches(num_rows: int, config: StageConfig, seed: int) -> Iterator[list[int]]:
+def shuffled_batches(num_rows: int, config: StageConfig, seed: int) -> list[list[int]]:
     """Row numbers, batch by batch: one seeded permutation an epoch, end to end; only the last batch can be short."""
     generator = torch.Generator().manual_seed(seed)
     stream = [i for _ in range(config.num_epochs) for i in torch.randperm(num_rows, generator=generator).tolist()]
-    for start in range(0, len(stream), config.batch_size):
-        yield stream[start : start + config.batch_size]
+    return [stream[start : start + config.batch_size] for start in range(0, len(stream), config.batch_size)]
+
+
+def check_batch_size(stage: str, config: StageConfig, world: World) -> None:
+    """Refuse a batch size that processes times accumulation do not divide."""
+    parts = world.size * config.accumulation
+    if config.batch_size % parts:
+        nearest = max(round(config.batch_size / parts), 1) * parts
+        raise InvalidInputError(
+            explain(
+                f"{stage}.batch_size",
+                got=config.batch_size,
+                expected=f"a multiple of {parts}: {world.size} processes, each {config.accumulation} parts a batch",
+                hint=f"{stage}.batch_size={nearest}, another number of processes, or another `accumulation`",
+            )
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +195,17 @@ class Trainer:
     progress : Progress
     seed : int
         Fixes the order of the examples.
+    world : World
+    evaluated : callable
+        Called after every evaluation was logged.
     """
 
     collator: Collator
     log: MetricsLog
     progress: Progress
     seed: int
+    world: World = field(default_factory=World)
+    evaluated: Callable[[], None] = lambda: None
 
     def run(
         self,
@@ -125,72 +213,130 @@ class Trainer:
         config: StageConfig,
         objective: Objective,
         groups: Sequence[ParameterGroup],
+        optimizer: torch.optim.Optimizer,
         train_rows: Sequence[TokenizedComparison],
         eval_rows: Sequence[TokenizedComparison],
+        *,
+        start: int = 0,
+        held_out: Mapping[str, float] | None = None,
+        save: Callable[[int, Mapping[str, float]], None] = lambda step, held_out: None,
+        save_every_examples: int | None = None,
     ) -> dict[str, float]:
         """Run one stage and return its final held-out metrics.
 
         Every step is logged (split "train"); the held-out rows are judged before the first step, every
         ``config.eval_every_examples`` and after the last step (split "eval"). Each group's gradient is clipped apart
-        from the others'.
+        from the others'. The order of the rows and the learning rates are functions of the seed and the step alone.
+
+        Parameters
+        ----------
+        stage, config, objective, groups, optimizer, train_rows, eval_rows
+            ``optimizer`` has one parameter group for each of ``groups``.
+        start : int
+            Steps that were done before; ``held_out`` are then the last held-out metrics.
+        save : callable
+            Called with the steps done and the last held-out metrics, at every multiple of ``save_every_examples``
+            (by default at every evaluation) and after the last step.
 
         Raises
         ------
         NonFiniteLossError
-            Before the step that a NaN or infinite loss or gradient would have spoiled.
+            Before the step that a NaN or infinite loss or gradient would have spoiled; on every process.
         """
-        optimizer = build_optimizer(groups, config.optim)
-        warmup = max(config.optim.warmup_steps, 1)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: min((done + 1) / warmup, 1.0))
+        batches = shuffled_batches(len(train_rows), config, self.seed)
         total = len(train_rows) * config.num_epochs
-        seen = step = 0
+        save_every = save_every_examples or config.eval_every_examples
 
-        def evaluate() -> dict[str, float]:
-            metrics = {**objective.evaluate(eval_rows), **objective.log_metrics()}
+        def evaluate(step: int, seen: int) -> dict[str, float]:
+            metrics = {**objective.evaluate(eval_rows), **objective.state_metrics(step)}
             self.log.write(stage=stage, split="eval", step=step, examples_seen=seen, **metrics)
+            self.evaluated()
             return metrics
 
-        self.progress(stage, 0, total, {})
-        held_out = evaluate()
-        for indices in shuffled_batches(len(train_rows), config, self.seed):
-            batch = self.collator([train_rows[i] for i in indices])
-            state = objective.log_metrics()
-            loss = objective(batch, step=step)
-            mean_loss = loss.total / loss.count
-            require_finite(mean_loss, f"{stage} loss at step {step}", batch)
-            optimizer.zero_grad(set_to_none=True)
-            mean_loss.backward()
-            logged = {**{name: value.item() for name, value in loss.metrics.items()}, **state, "loss": mean_loss.item()}
-            for group, options in zip(groups, optimizer.param_groups, strict=True):
-                norm = nn.utils.clip_grad_norm_(group.parameters, group.max_grad_norm)
-                require_finite(norm, f"{stage} gradient of the {group.name} at step {step}", batch)
-                suffix = "" if group.name == "policy" else f"/{group.name}"
-                logged[f"grad_norm{suffix}"] = norm.item()
-                logged[f"learning_rate{suffix}"] = options["lr"]
-            optimizer.step()
-            schedule.step()
-            step += 1
-            seen += len(indices)
-            self.log.write(stage=stage, split="train", step=step, examples_seen=seen, **logged)
+        seen = min(start * config.batch_size, total)
+        self.progress(stage, seen, total, {})
+        latest = dict(held_out or {}) if start else evaluate(0, 0)
+        for step in range(start, len(batches)):
+            begun = time.perf_counter()
+            rows = [train_rows[i] for i in batches[step]]
+            logged = self._step(stage, config, objective, groups, optimizer, rows, step)
+            seconds = time.perf_counter() - begun
+            seen += len(rows)
+            tokens = objective.tokens(rows)
+            rates = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
+            logged |= {"tokens": tokens, **{name: round(rate, 3) for name, rate in rates.items()}}
+            self.log.write(stage=stage, split="train", step=step + 1, examples_seen=seen, **logged)
             self.progress(stage, seen, total, logged)
             if seen % config.eval_every_examples == 0 or seen == total:
-                held_out = evaluate()
-        return held_out
+                latest = evaluate(step + 1, seen)
+            if seen % save_every == 0 or seen == total:
+                save(step + 1, latest)
+        return latest
+
+    def _step(
+        self,
+        stage: str,
+        config: StageConfig,
+        objective: Objective,
+        groups: Sequence[ParameterGroup],
+        optimizer: torch.optim.Optimizer,
+        rows: Sequence[TokenizedComparison],
+        step: int,
+    ) -> dict[str, float]:
+        """One step on a whole batch, of which each process takes its share of every part."""
+        for group, options in zip(groups, optimizer.param_groups, strict=True):
+            options["lr"] = group.lr * min((step + 1) / max(config.optim.warmup_steps, 1), 1.0)
+        state = objective.state_metrics(step)
+        count = objective.count(rows)
+        size = config.batch_size // config.accumulation
+        joined: list[Tensor] = []
+        names: list[str] = []
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            mine = self.world.share(part)
+            # a sharded model runs on every process or on none: a process without rows lends a hand with weight 0
+            batch = self.collator(mine or part[:1])
+            if not mine:
+                batch = replace(batch, weights=torch.zeros_like(batch.weights))
+            loss = objective(batch, step=step)
+            # gradients are averaged over processes, and the loss is a sum over them
+            (loss.total * (self.world.size / count)).backward()
+            names = list(loss.values)
+            table = torch.stack([value.double() for value in loss.values.values()], dim=1)
+            joined.append(self.world.gather(table[: len(mine)], len(part)))
+        values = dict(zip(names, torch.cat(joined).unbind(1), strict=True))
+        ids = torch.tensor([row.comparison.pair_id for row in rows])
+        _require_finite("loss", stage, step, values["loss"], ids)
+        logged = {**objective.metrics(values), **state}
+        for group in groups:
+            average_gradients(group.parameters, self.world)
+            norm = clip_gradients(group.parameters, group.max_grad_norm)
+            _require_finite(f"gradient of the {group.name}", stage, step, norm.expand(len(rows)), ids)
+            suffix = "" if group.name == "policy" else f"/{group.name}"
+            logged[f"grad_norm{suffix}"] = norm.item()
+        for group, options in zip(groups, optimizer.param_groups, strict=True):
+            suffix = "" if group.name == "policy" else f"/{group.name}"
+            logged[f"learning_rate{suffix}"] = options["lr"]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        objective.after_step(values, step + 1)
+        return logged
 
 
-def require_finite(values: Tensor, what: str, batch: Batch) -> None:
-    """Raise `NonFiniteLossError` unless ``values`` are finite, naming the pairs (all of them for a 0-d value)."""
-    finite = values.detach().isfinite()
-    if bool(finite.all()):
+def _require_finite(what: str, stage: str, step: int, values: Tensor, pair_ids: Tensor) -> None:
+    """Raise `NonFiniteLossError` unless all (B,) ``values`` are finite, naming the pairs whose are not."""
+    bad = ~values.detach().isfinite()
+    if not bool(bad.any()):
         return
-    bad = ~finite.flatten(1).all(1) if values.ndim > 1 else ~finite.expand(len(batch))
-    ids = batch.pair_ids[bad].tolist()
+    ids = pair_ids[bad.cpu()].tolist()
     raise NonFiniteLossError(
         explain(
-            what,
+            f"{stage} {what} after step {step}",
             got=f"NaN or infinity, pair_ids {ids[:8]} ({len(ids)} in all)",
             expected="finite numbers",
-            hint="a smaller learning rate",
+            hint="looking at these pairs, or a smaller learning rate",
         ),
+        stage,
+        step,
         ids,
     )
