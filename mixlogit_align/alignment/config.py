@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 from mixlogit_align.alignment.checks import not_negative, positive, require
@@ -79,13 +80,21 @@ class TokenizationConfig:
         Most tokens in prompt and response together, end-of-text included.
     max_prompt_length : int
         Tokens that a prompt keeps for certain when the two do not fit; at most ``max_length - 1``.
-    truncation : {"keep_end", "keep_start"}
-        Which part of a prompt that is cut survives. Responses are cut at their end.
+    truncation : {"keep_end", "keep_start", "paper", "refuse"}
+        Which part of a prompt that is cut survives (responses are cut at their end); or what the public DPO reference
+        code does; or an error where anything would be cut.
+    bos : {"tokenizer", "never"}
+        What precedes a plain prompt: the beginning-of-text token where the tokenizer puts one before a text by itself,
+        as Llama's and Gemma's do, or nothing (the reference code's way). Conversations have their template's.
+    chat_date : str
+        ISO date that a chat template writes where it would write the day's, which would change the data overnight.
     """
 
     max_length: int = 128
     max_prompt_length: int = 64
-    truncation: Literal["keep_end", "keep_start"] = "keep_end"
+    truncation: Literal["keep_end", "keep_start", "paper", "refuse"] = "keep_end"
+    bos: Literal["tokenizer", "never"] = "tokenizer"
+    chat_date: str = "2024-07-26"
 
     def __post_init__(self) -> None:
         positive(max_prompt_length=self.max_prompt_length)
@@ -95,6 +104,14 @@ class TokenizationConfig:
             self.max_prompt_length,
             f"below max_length={self.max_length}, so that no response is emptied",
         )
+        require(_is_date(self.chat_date), "chat_date", self.chat_date, "a date as in 2024-07-26")
+
+
+def _is_date(text: str) -> bool:
+    try:
+        return bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 # --- strength and integration ----------------------------------------------------------------------
