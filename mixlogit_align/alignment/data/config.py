@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.errors import InvalidInputError, explain
+
+# --- simulated -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,56 +49,356 @@ class SimulatedData:
         not_negative(strength_cv=self.strength_cv)
 
 
+# --- what readers of real data share ---------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
-class HHData:
-    """Anthropic HH pairs: a folder with ``train.jsonl.gz`` and ``test.jsonl.gz`` (or uncompressed).
+class ReaderSettings:
+    """What every reader of real data takes.
 
     Parameters
     ----------
-    folder : str
-        Where the files lie. Environment variables are expanded; a relative path is taken from the
-        working folder.
+    path : str
+        A local file or folder; environment variables and ``~`` are expanded, a relative path is taken from the working
+        folder. Readers that say so also take ``hub:NAME``, a name that ``datasets.load_dataset`` knows, with an
+        optional revision and split: ``hub:NAME@REVISION#SPLIT``.
+    bad_rows : {"refuse", "leave_out"}
+        What to do about rows that break a rule of `mixlogit_align.alignment.data.rows`: an error that counts them by
+        rule and names the first, or go on without them, counted and named in the reader's report.
     max_train, max_eval : int or None
-        Keep a random part of this size (fixed by ``seed``); None keeps all.
+        Keep a random part of this many comparisons (fixed by ``seed``); None keeps all.
     seed : int
+        Fixes that part, and which prompts are held out where the data have no split of their own.
     """
 
-    source: Literal["hh"] = "hh"
-    folder: str = "$MIXLOGIT_DATA/hh_rlhf"
+    source: str = ""
+    path: str = ""
+    bad_rows: Literal["refuse", "leave_out"] = "refuse"
     max_train: int | None = None
     max_eval: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require(bool(self.path), "path", self.path, "a file, a folder or hub:NAME")
         positive(**{k: v for k in ("max_train", "max_eval") if (v := getattr(self, k)) is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
-class HumourData:
-    """Pairs of short texts with vote counts: a folder with ``items.csv.gz`` and ``pair_counts.csv.gz``.
+class StreamedSettings(ReaderSettings):
+    """What readers take that go through their data row by row.
 
     Parameters
     ----------
-    folder : str
-        As for `HHData`.
+    streaming : bool
+        Read no further than ``max_train`` and ``max_eval`` ask for, so that they keep the first comparisons instead of
+        a random part; nothing is downloaded ahead of a hub's rows.
+    identical : {"keep", "pool"}
+        What to do about candidates of equal text: leave them as they are, or take them as one, and leave out
+        comparisons in which nothing is left to compare. Either way they are counted.
+    """
+
+    streaming: bool = False
+    identical: Literal["keep", "pool"] = "keep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSettings(StreamedSettings):
+    """What readers take whose data have no split of their own.
+
+    Parameters
+    ----------
+    eval_fraction : float
+        Share of the prompts that is held out; see `mixlogit_align.alignment.data.splits`.
+    """
+
+    eval_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _share(self.eval_fraction)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceSetSettings(HeldOutSettings):
+    """What readers take whose rows can have more than two candidates.
+
+    Parameters
+    ----------
+    sets : {"pairs", "sets"}
+        One comparison of the chosen candidate with each other one, or one comparison of all.
+    """
+
+    sets: Literal["pairs", "sets"] = "pairs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationSettings(ChoiceSetSettings):
+    """What readers of conversations take.
+
+    Parameters
+    ----------
+    turns : {"first", "later", "all"}
+        Which turns become comparisons. The prompt of a later turn is the conversation so far.
+    prompts : {"messages", "transcript"}
+        Prompts as messages, for the tokenizer's chat template, or written out as "Human: ...\\n\\nAssistant:".
+    """
+
+    turns: Literal["first", "later", "all"] = "first"
+    prompts: Literal["messages", "transcript"] = "messages"
+
+
+# --- one section a data set ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class HHData(StreamedSettings):
+    """Anthropic HH pairs: ``train.jsonl`` and ``test.jsonl``, or any other kind of table, with or without ``.gz``.
+
+    Parameters
+    ----------
+    path : str
+        Their folder, or ``hub:Anthropic/hh-rlhf`` with ``subsets``.
+    subsets : tuple of str
+        Folders below ``path`` that hold the two files, e.g. ``harmless-base``; each names the group ``subset`` of
+        its rows. Empty: the files lie in ``path`` itself.
+    """
+
+    source: Literal["hh"] = "hh"
+    path: str = "$MIXLOGIT_DATA/hh_rlhf"
+    subsets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrismData(ConversationSettings):
+    """PRISM conversations: tables ``conversations`` and ``survey``.
+
+    Parameters
+    ----------
+    path : str
+        Their folder, or ``hub:HannahRoseKirk/prism-alignment``.
+    preference : {"if_chosen", "score"}
+        Who is preferred: the response that the conversation went on with, or the one with the higher score. By score,
+        ``sets: pairs`` compares every two candidates. The scores are kept either way (`Comparison.scores`), and the
+        group ``choice_and_score`` says whether the two agree.
+    ties : {"if_chosen", "leave_out", "both"}
+        Between candidates of equal score: the chosen one is preferred, and where neither is chosen there is no
+        comparison; no comparison; or half a vote for each, so that the two together are one judgement.
+    balanced : bool
+        Only conversations of the balanced subset.
+    groups : tuple of str
+        Columns of the survey that become groups, beside ``conversation_type``. Nested ones are named with an
+        underscore, e.g. ``religion_simplified``.
+    """
+
+    source: Literal["prism"] = "prism"
+    path: str = "hub:HannahRoseKirk/prism-alignment"
+    preference: Literal["if_chosen", "score"] = "if_chosen"
+    ties: Literal["if_chosen", "leave_out", "both"] = "if_chosen"
+    balanced: bool = False
+    groups: tuple[str, ...] = (
+        "age",
+        "gender",
+        "education",
+        "employment_status",
+        "marital_status",
+        "english_proficiency",
+        "lm_familiarity",
+        "religion_simplified",
+        "ethnicity_simplified",
+        "location_special_region",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommunityData(ConversationSettings):
+    """Community Alignment: up to four turns of four responses, one preferred.
+
+    Parameters
+    ----------
+    path : str
+        A table (a file, or a folder of files), or ``hub:facebook/community-alignment-dataset``.
+    languages : tuple of str
+        Keep conversations whose ``assigned_lang`` is one of these; empty keeps all.
+    subset : {"all", "balanced", "balanced_10"}
+        All conversations, or those marked ``in_balanced_subset`` or ``in_balanced_subset_10``.
+    double_votes : {"keep", "first"}
+        When one annotator judges the same prompt and candidates again: another observation, or left out. Counted either
+        way.
+    groups : tuple of str
+        Columns that become groups.
+    """
+
+    source: Literal["community"] = "community"
+    path: str = "hub:facebook/community-alignment-dataset"
+    languages: tuple[str, ...] = ("en",)
+    subset: Literal["all", "balanced", "balanced_10"] = "all"
+    double_votes: Literal["keep", "first"] = "keep"
+    groups: tuple[str, ...] = (
+        "annotator_age",
+        "annotator_gender",
+        "annotator_education_level",
+        "annotator_political",
+        "annotator_ethnicity",
+        "annotator_country",
+        "is_pregenerated_first_prompt",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableData(StreamedSettings):
+    """Any table of comparisons: JSON lines, JSON, CSV (each with or without ``.gz``), Parquet, or from a hub.
+
+    Name either ``chosen`` and ``rejected``, or ``responses`` and ``choice``; with neither, the columns "chosen" and
+    "rejected" are read. A prompt is a text, taken as it is, or a list of messages with ``role`` and ``content``; a
+    response is a text or one message of the assistant. In CSV, lists are written as JSON.
+
+    Parameters
+    ----------
+    path : str
+        A file, a folder of files, a pattern such as ``data/*.parquet``, or ``hub:NAME``.
+    train_split, eval_split : str or None
+        The files of a folder (``train`` means ``train.jsonl``, ``train.csv.gz`` and so on), or the splits at a hub,
+        that are trained and evaluated on. Without ``eval_split``, prompts are held out.
+    eval_fraction : float or None
+        Share of the prompts held out; None is 0.1. Not with ``eval_split`` or ``split``.
+    prompt : str or None
+        Column of the prompt; None is "prompt", or no column where responses repeat the prompt.
+    prompt_in : {"column", "responses"}
+        ``responses``: each response repeats the whole conversation. Of lists of messages, the last is the response and
+        what comes before must be the same for all; texts begin with the text in ``prompt``, or are transcripts that
+        split at the last "\\n\\nAssistant:".
+    chosen, rejected : str or None
+        Columns of the two responses of a pair.
+    responses : tuple of str
+        One column that lists the candidates, or a column for each.
+    choice : str or None
+        Column that says which candidate was chosen.
+    choice_by : {"index", "text", "column"}
+        What ``choice`` holds: the candidate's number counted from 0, its text, or the name of its column.
+    sets : {"pairs", "sets"}
+        As for other choice sets.
+    annotator_id, weight, pair_id, split : str or None
+        Columns of who chose, how often it counts, a whole number that names the row, and "train" or one of "eval",
+        "test", "validation". With ``sets: pairs`` a row of several candidates becomes pairs named
+        100 * pair_id + number of the rejected one.
+    groups : tuple of str
+        Columns that become groups; an empty cell belongs to none.
+    """
+
+    source: Literal["table"] = "table"
+    train_split: str | None = None
+    eval_split: str | None = None
+    eval_fraction: float | None = None
+    prompt: str | None = None
+    prompt_in: Literal["column", "responses"] = "column"
+    chosen: str | None = None
+    rejected: str | None = None
+    responses: tuple[str, ...] = ()
+    choice: str | None = None
+    choice_by: Literal["index", "text", "column"] = "index"
+    sets: Literal["pairs", "sets"] = "pairs"
+    annotator_id: str | None = None
+    weight: str | None = None
+    pair_id: str | None = None
+    split: str | None = None
+    groups: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = [name for name in ("eval_split", "split") if getattr(self, name) is not None]
+        require(len(own) < 2, "splits", own, "one of eval_split and split")
+        if self.eval_fraction is not None:
+            require(not own, "eval_fraction", self.eval_fraction, f"none beside {own}", "leaving one of them out")
+            _share(self.eval_fraction)
+        pair, several = (self.chosen, self.rejected), (self.responses or None, self.choice)
+        named = [columns for columns in (pair, several) if any(columns)]
+        if len(named) > 1 or any(None in columns for columns in named):
+            got = {name: getattr(self, name) for name in ("chosen", "rejected", "responses", "choice")}
+            raise InvalidInputError(
+                explain(
+                    "columns",
+                    got=repr({name: value for name, value in got.items() if value}),
+                    expected="chosen and rejected, or responses and choice",
+                    hint="naming both columns of one kind",
+                )
+            )
+        if not self.responses:
+            require(self.choice_by == "index", "choice_by", self.choice_by, "no choice_by where there are no responses")
+            require(self.sets == "pairs", "sets", self.sets, "pairs where there are no responses")
+        require(self.choice_by != "column" or len(self.responses) > 1, "responses", self.responses, "a column for each")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mg2019Data(ChoiceSetSettings):
+    """Choices among two to four short texts, 16 questions, 1,760 people (McCausland and Gerringer 2019).
+
+    Parameters
+    ----------
+    path : str
+        A folder with ``trials.csv``, ``subjects.csv`` and ``domains.json``.
+    groups : tuple of str
+        Columns of the subjects that become groups, beside ``domain``.
+    """
+
+    source: Literal["mg2019"] = "mg2019"
+    path: str = "$MIXLOGIT_DATA/mg2019"
+    eval_fraction: float = 0.2
+    groups: tuple[str, ...] = ("sex", "educ", "region", "race", "age")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mms2019Data(ChoiceSetSettings):
+    """Choices among two to five options, 32 domains, 1,042 people (McCausland, Marley and Davis-Stober 2019).
+
+    Parameters
+    ----------
+    path : str
+        A folder with ``trials.csv``, ``subjects.csv`` and ``objects.json``.
+    options : {"words", "words_and_numbers"}
+        Domains to read. Those of images are always set aside; those whose options are numbers are one attribute of what
+        people saw, and are set aside by ``words``.
+    question : str
+        The data hold no questions: this one is asked, with the name of the domain in place of ``{domain}``.
+    groups : tuple of str
+        Columns of the subjects that become groups, beside ``domain``.
+    """
+
+    source: Literal["mms2019"] = "mms2019"
+    path: str = "$MIXLOGIT_DATA/mms2019"
+    eval_fraction: float = 0.2
+    options: Literal["words", "words_and_numbers"] = "words"
+    question: str = "{domain}: which one do you choose?"
+    groups: tuple[str, ...] = ("sex", "location")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require("{domain}" in self.question, "question", self.question, "a text with {domain} in it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumourData(ReaderSettings):
+    """Pairs of short texts with vote counts: a folder with ``items.csv`` and ``pair_counts.csv``.
+
+    Parameters
+    ----------
     eval_fraction : float
         Share of the texts held out. Pairs of two held-out texts are evaluated, pairs of two others
         are trained on; pairs across the two are set aside and counted.
     max_train, max_eval : int or None
         Keep a random part of this many pairs.
-    seed : int
     """
 
     source: Literal["humour"] = "humour"
-    folder: str = "$MIXLOGIT_DATA/humour_pairs"
+    path: str = "$MIXLOGIT_DATA/humour_pairs"
     eval_fraction: float = 0.15
-    max_train: int | None = None
-    max_eval: int | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        require(0 < self.eval_fraction < 1, "eval_fraction", self.eval_fraction, "a share between 0 and 1")
-        positive(**{k: v for k in ("max_train", "max_eval") if (v := getattr(self, k)) is not None})
+        super().__post_init__()
+        _share(self.eval_fraction)
 
 
-DataConfig = SimulatedData | HHData | HumourData
+DataConfig = SimulatedData | HHData | PrismData | CommunityData | TableData | Mg2019Data | Mms2019Data | HumourData
+
+
+def _share(eval_fraction: float) -> None:
+    require(0 < eval_fraction < 1, "eval_fraction", eval_fraction, "a share between 0 and 1")

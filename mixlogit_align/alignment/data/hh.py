@@ -2,86 +2,71 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from mixlogit_align.alignment.data.config import HHData
-from mixlogit_align.alignment.data.files import data_folder, keep_random, open_text
-from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.alignment.data.files import Line, read_table
+from mixlogit_align.alignment.data.reading import SplitOf, read_rows
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
+from mixlogit_align.alignment.data.schema import TURN, Comparison, PreferenceData, Split
+from mixlogit_align.alignment.data.sets import compare
 
-_TURN = "\n\nAssistant:"
+FILES: dict[Split, str] = {"train": "train", "eval": "test"}
 
 
-def split_transcript(transcript: str) -> tuple[str, str]:
+def split_transcript(transcript: str, name: str = "transcript") -> tuple[str, str]:
     """Split a transcript at its last ``"\\n\\nAssistant:"`` into prompt (ending there) and response.
 
     Earlier ones belong to the prompt, and so does a "Human:" that the assistant wrote itself.
     """
-    prompt, turn, response = transcript.rpartition(_TURN)
+    prompt, turn, response = transcript.rpartition(TURN)
     if not turn:
-        raise InvalidInputError(
-            explain(
-                "transcript",
-                got=repr(transcript[:80]),
-                expected=f"a transcript with {_TURN!r}",
-                hint="rows of prompt, chosen, rejected",
-            )
-        )
+        raise BadRow("wrong_type", f"{name} has no {TURN!r}")
     return prompt + turn, response
 
 
 def read_hh(config: HHData) -> PreferenceData:
-    """Read ``train`` and ``test`` files of JSON lines, with or without ``.gz``.
+    """Read the tables ``train`` and ``test``.
 
-    A line has ``chosen`` and ``rejected``: whole transcripts, or responses alone beside a ``prompt``; a
+    A row has ``chosen`` and ``rejected``: whole transcripts, or responses alone beside a ``prompt``; a
     ``subset`` becomes a group. Outer white space of a response is normalised to one leading space, as in
-    the transcripts. An empty response stays (the policy scores the end of text alone) and is counted;
-    two transcripts that differ before the last turn are no comparison, are set aside and counted.
+    the transcripts. The split is the data's own.
     """
-    folder = data_folder(config.folder)
+    bad = BadRows(source="hh", policy=config.bad_rows)
     counts: Counter[str] = Counter()
-    rows: list[Comparison] = []
-    limits: dict[Split, int | None] = {"train": config.max_train, "eval": config.max_eval}
-    stems: dict[Split, str] = {"train": "train", "eval": "test"}
-    pair_id = 0
-    for split, stem in stems.items():
-        kept = []
-        for line in _lines(folder, stem):
-            counts["rows_read"] += 1
-            row = _comparison(line, pair_id, split)
-            pair_id += 1
-            if row is None:
-                counts["prompts_differ"] += 1
-                continue
-            counts["empty_responses"] += sum(not response for response in row.responses)
-            counts["identical_responses"] += row.responses[0] == row.responses[1]
-            kept.append(row)
-        rows += keep_random(kept, limits[split], config.seed)
-    counts["rows_used"] = len(rows)
-    names = ("rows_read", "rows_used", "prompts_differ", "empty_responses", "identical_responses")
-    return PreferenceData(comparisons=tuple(rows), report={"source": "hh", **{name: counts[name] for name in names}})
+
+    def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
+        if "prompt" in row.values and row.values["prompt"] is not None:
+            prompt = row.text("prompt", "empty_prompt")
+            responses = tuple(row.text(name, "empty_response") for name in ("chosen", "rejected"))
+        else:
+            (prompt, chosen), (other, rejected) = (
+                split_transcript(row.text(name), name) for name in ("chosen", "rejected")
+            )
+            if prompt != other:
+                raise BadRow("prompts_differ")
+            responses = (chosen, rejected)
+        if not all(response.strip() for response in responses):
+            raise BadRow("empty_response")
+        choice = Comparison(
+            prompt=prompt.lstrip("\n"),
+            responses=tuple(f" {response.strip()}" for response in responses),
+            choice=0,
+            pair_id=row.number,
+            split=split_of(row, prompt),
+            groups=row.labels(("subset",)),
+        )
+        yield from compare(choice, sets="pairs", identical=config.identical, counts=counts)
+
+    tables = [
+        (split, _with_subset(subset, read_table(config.path, bad, name=name, streaming=config.streaming)))
+        for subset in config.subsets or ("",)
+        for split, stem in FILES.items()
+        for name in [f"{subset}/{stem}" if subset else stem]
+    ]
+    return read_rows(config, tables, comparisons_of, bad=bad, counts=counts)
 
 
-def _lines(folder: Path, stem: str) -> Iterator[dict[str, Any]]:
-    with open_text(folder, f"{stem}.jsonl") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def _comparison(line: dict[str, Any], pair_id: int, split: Split) -> Comparison | None:
-    if "prompt" in line:
-        prompt, chosen, rejected = line["prompt"], line["chosen"], line["rejected"]
-    else:
-        prompt, chosen = split_transcript(line["chosen"])
-        other_prompt, rejected = split_transcript(line["rejected"])
-        if prompt != other_prompt:
-            return None
-    responses = tuple(f" {text.strip()}" if text.strip() else "" for text in (chosen, rejected))
-    groups = {"subset": line["subset"]} if "subset" in line else {}
-    return Comparison(
-        prompt=prompt.lstrip("\n"), responses=responses, choice=0, pair_id=pair_id, split=split, groups=groups
-    )
+def _with_subset(subset: str, lines: Iterable[Line]) -> Iterable[Line]:
+    return ((where, {"subset": subset, **values}) for where, values in lines) if subset else lines

@@ -12,6 +12,7 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 Split = Literal["train", "eval"]
 SPLITS: tuple[Split, ...] = ("train", "eval")
+TURN = "\n\nAssistant:"  # begins each turn of the assistant in a transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,16 @@ class Message:
 
     role: str
     content: str
+
+
+Prompt = str | tuple[Message, ...]
+
+
+def transcript(messages: tuple[Message, ...]) -> str:
+    """The messages as HH writes a prompt: "Human: ...\\n\\nAssistant: ...\\n\\nHuman: ...\\n\\nAssistant:"."""
+    speakers = {"user": "Human", "assistant": "Assistant", "system": "System"}
+    turns = [f"{speakers[message.role]}: {message.content.strip()}" for message in messages]
+    return "\n\n".join(turns) + TURN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,9 +54,11 @@ class Comparison:
         Named subgroups the comparison belongs to, e.g. ``{"subset": "helpful"}``.
     weight : float
         How often this choice counts, e.g. the number of votes for it.
+    scores : tuple of float or None
+        Ratings that whoever chose gave to the responses, where the data have them.
     """
 
-    prompt: str | tuple[Message, ...]
+    prompt: Prompt
     responses: tuple[str, ...]
     choice: int
     pair_id: int
@@ -53,6 +66,7 @@ class Comparison:
     annotator_id: str | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
+    scores: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if len(self.responses) < 2 or not 0 <= self.choice < len(self.responses):
@@ -134,7 +148,7 @@ class PreferenceData:
     ----------
     comparisons : tuple of Comparison
     report : dict
-        Counts by name: rows read, used, set aside and why.
+        What the reader met, by name, as JSON holds it: rows read, comparisons used, what was set aside and why.
     truth : StrengthTruth or None
     """
 

@@ -1,0 +1,111 @@
+"""Readers of choices among short texts: McCausland and Gerringer 2019; McCausland, Marley and Davis-Stober 2019.
+
+``trials`` has one row a choice: who (``subject``), the ``domain``, the options shown (``set``, letters) and the one
+taken (``choice``). What the letters stand for is in ``domains.json`` (with the question) or ``objects.json`` (without).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mixlogit_align.alignment.data.columns import with_columns
+from mixlogit_align.alignment.data.config import Mg2019Data, Mms2019Data
+from mixlogit_align.alignment.data.files import data_folder, open_text, read_table
+from mixlogit_align.alignment.data.reading import SplitOf, read_rows
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
+from mixlogit_align.alignment.data.schema import Comparison, PreferenceData
+from mixlogit_align.alignment.data.sets import compare, numbered
+
+Domain = tuple[str, Mapping[str, str]]  # the question, and letter -> text
+
+
+def read_mg2019(config: Mg2019Data) -> PreferenceData:
+    """Read ``trials``, ``subjects`` and ``domains.json``; the prompt is the question as it was asked."""
+    domains = {
+        name: (domain["prompt"], {letter: text for letter, text in domain.items() if len(letter) == 1})
+        for name, domain in _texts(config.path, "domains.json").items()
+    }
+    return _read(config, domains, {})
+
+
+def read_mms2019(config: Mms2019Data) -> PreferenceData:
+    """Read ``trials``, ``subjects`` and ``objects.json``.
+
+    The data hold no questions, so that ``question`` is asked. Domains of images, and unless ``options`` says otherwise
+    those of numbers, are set aside; the report names them and counts their choices.
+    """
+    domains: dict[str, Domain] = {}
+    set_aside: dict[str, list[str]] = {"images": [], "numbers": []}
+    for name, texts in _texts(config.path, "objects.json").items():
+        if any(text.startswith(("http://", "https://")) for text in texts.values()):
+            set_aside["images"].append(name)
+        elif config.options == "words" and not all(any(map(str.isalpha, text)) for text in texts.values()):
+            set_aside["numbers"].append(name)
+        else:
+            domains[name] = (config.question.replace("{domain}", name), texts)
+    return _read(config, domains, set_aside)
+
+
+def _texts(path: str, name: str) -> dict[str, dict[str, Any]]:
+    """Domain -> its entries, texts without the entities of HTML."""
+    with open_text(data_folder(path), name) as file:
+        domains = json.load(file)
+    return {
+        domain: {key: html.unescape(text).strip() if isinstance(text, str) else text for key, text in entries.items()}
+        for domain, entries in domains.items()
+    }
+
+
+def _read(
+    config: Mg2019Data | Mms2019Data, domains: Mapping[str, Domain], set_aside: Mapping[str, list[str]]
+) -> PreferenceData:
+    bad = BadRows(source=config.source, policy=config.bad_rows)
+    counts: Counter[str] = Counter()
+    folder = str(data_folder(config.path))
+    people: dict[str, dict[str, str]] = {}
+    subjects = with_columns(read_table(folder, bad, name="subjects"), config.groups, f"groups of {config.source}")
+    for number, (where, values) in enumerate(subjects):
+        with bad.leaving_out(where):
+            row = Row(number=number, where=where, values=values)
+            subject = row.text("subject")
+            if subject in people:
+                raise BadRow("conflicting_ids", f"subject {subject}")
+            people[subject] = row.labels(config.groups)
+    reason = {name: why for why, names in set_aside.items() for name in names}
+
+    def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
+        domain, subject, shown, taken = (row.text(name) for name in ("domain", "subject", "set", "choice"))
+        if domain in reason:
+            counts[f"choices_among_{reason[domain]}"] += 1
+            return
+        if domain not in domains or subject not in people:
+            raise BadRow("unknown_id", f"subject {subject}, domain {domain}")
+        question, texts = domains[domain]
+        if len(shown) < 2:
+            raise BadRow("too_few_candidates", repr(shown))
+        if len(taken) != 1 or taken not in shown or not set(shown) <= texts.keys():
+            raise BadRow("choice_not_in_set", f"{taken!r} of {shown!r}")
+        choice = Comparison(
+            prompt=question,
+            responses=tuple(f" {texts[letter]}" for letter in shown),
+            choice=shown.index(taken),
+            pair_id=numbered(row.number),
+            split=split_of(row, question),
+            annotator_id=subject,
+            groups={**people[subject], "domain": domain},
+        )
+        yield from compare(choice, sets=config.sets, identical=config.identical, counts=counts)
+
+    return read_rows(
+        config,
+        [(None, read_table(folder, bad, name="trials"))],
+        comparisons_of,
+        bad=bad,
+        counts=counts,
+        eval_fraction=config.eval_fraction,
+        notes={f"domains_of_{why}": names for why, names in set_aside.items() if names},
+    )

@@ -1,0 +1,44 @@
+"""Column names that settings give, held against the columns that a table has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+from mixlogit_align.alignment.data.files import Line
+from mixlogit_align.errors import InvalidInputError, explain
+
+PEEK = 100  # rows; in JSON lines a row need not have every column
+
+
+def with_columns(lines: Iterable[Line], wanted: Iterable[str], what: str) -> Iterator[Line]:
+    """The same rows, once their first ones are known to have the columns ``wanted`` between them.
+
+    Raises
+    ------
+    InvalidInputError
+        Names a column that is not there, and the nearest one that is.
+    """
+    rows = iter(lines)
+    head = list(islice(rows, PEEK))
+    known = list(dict.fromkeys(name for _, values in head for name in values))
+    if head:
+        require_known(wanted, known, what)
+    return chain(head, rows)
+
+
+def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> None:
+    """Refuse a name that is none of the ``known`` ones, with the nearest."""
+    known = list(known)
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise InvalidInputError(
+                explain(
+                    what,
+                    got=f"unknown column {name!r}",
+                    expected=f"one of {', '.join(known)}",
+                    hint=repr(near[0]) if near else "another table",
+                )
+            )

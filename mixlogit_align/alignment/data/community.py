@@ -1,0 +1,101 @@
+"""Reader of Community Alignment (Zhang et al. 2025, arXiv 2507.09650): up to four turns of four responses each.
+
+The slots are shuffled between annotators, so that candidates are told apart by their text, never by their letter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from mixlogit_align.alignment.data.columns import with_columns
+from mixlogit_align.alignment.data.config import CommunityData
+from mixlogit_align.alignment.data.files import read_table
+from mixlogit_align.alignment.data.reading import SplitOf, read_rows
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
+from mixlogit_align.alignment.data.schema import Comparison, Message, PreferenceData
+from mixlogit_align.alignment.data.sets import compare, numbered
+from mixlogit_align.alignment.data.turns import wanted, written
+
+TURNS = ("first", "second", "third", "fourth")
+SLOTS = ("response_a", "response_b", "response_c", "response_d")
+END_OF_TEXT = "<|end_of_text|>"
+SUBSETS = {"balanced": "in_balanced_subset", "balanced_10": "in_balanced_subset_10"}
+
+
+def read_community(config: CommunityData) -> PreferenceData:
+    """Read a table of conversations.
+
+    A conversation ends before the first turn without a prompt. The data have no split of their own. A turn that breaks
+    a rule is named as "train.parquet:17 turn 2", and so is each later one, whose prompt is then not known.
+    """
+    bad = BadRows(source="community", policy=config.bad_rows)
+    counts: Counter[str] = Counter()
+    seen: set[str] = set()
+    votes: set[tuple[str, str, frozenset[str]]] = set()
+
+    def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
+        conversation, annotator = row.label("conversation_id"), row.label("annotator_id")
+        if conversation is None or annotator is None:
+            raise BadRow("missing_field", "conversation_id" if conversation is None else "annotator_id")
+        if conversation in seen:
+            raise BadRow("conflicting_ids", conversation)
+        seen.add(conversation)
+        if config.languages and row.text("assigned_lang") not in config.languages:
+            counts["conversations_in_other_languages"] += 1
+            return
+        if config.subset != "all" and row.label(SUBSETS[config.subset]) not in ("True", "true", "1"):
+            counts["conversations_outside_subset"] += 1
+            return
+        groups = row.labels(config.groups)
+        history: list[Message] | None = []
+        for turn, name in enumerate(TURNS):
+            if (turn and config.turns == "first") or (turn and row.label(f"{name}_turn_prompt") is None):
+                break
+            so_far, history = history, None
+            with bad.leaving_out(f"{row.where} turn {turn + 1}"):
+                if so_far is None:
+                    raise BadRow("history_unclear")
+                asked = [*so_far, Message("user", row.text(f"{name}_turn_prompt", "empty_prompt"))]
+                texts = [_response(row, f"{name}_turn_{slot}") for slot in SLOTS]
+                preferred = row.label(f"{name}_turn_preferred_response")
+                if preferred not in SLOTS:
+                    raise BadRow("choice_not_in_set" if preferred else "none_chosen", preferred or "")
+                choice = SLOTS.index(preferred)
+                history = [*asked, Message("assistant", texts[choice])]
+                if not wanted(config, turn):
+                    continue
+                vote = (annotator, repr(asked), frozenset(texts))
+                if vote in votes:
+                    counts["double_votes"] += 1
+                    if config.double_votes == "first":
+                        continue
+                votes.add(vote)
+                prompt, responses = written(config, asked, texts)
+                yield from compare(
+                    Comparison(
+                        prompt=prompt,
+                        responses=responses,
+                        choice=choice,
+                        pair_id=numbered(row.number, turn),
+                        split=split_of(row, prompt),
+                        annotator_id=annotator,
+                        groups=groups,
+                    ),
+                    sets=config.sets,
+                    identical=config.identical,
+                    counts=counts,
+                )
+
+    lines = read_table(config.path, bad, streaming=config.streaming)
+    lines = with_columns(lines, config.groups, "groups of Community Alignment")
+    return read_rows(
+        config, [(None, lines)], comparisons_of, bad=bad, counts=counts, eval_fraction=config.eval_fraction
+    )
+
+
+def _response(row: Row, name: str) -> str:
+    text = row.text(name).rstrip().removesuffix(END_OF_TEXT).rstrip()
+    if not text:
+        raise BadRow("empty_response", name)
+    return text
