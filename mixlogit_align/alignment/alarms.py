@@ -136,8 +136,8 @@ def non_finite(stage: str, step: int, pair_ids: Sequence[int]) -> Alarm:
         stage,
         step,
         f"a loss, log-probability or gradient became NaN or infinite on a batch of {len(pair_ids)} comparisons. "
-        "The run stopped before the step that would have spoiled the policy. Look at these comparisons, resume from "
-        "the last checkpoint with a smaller learning rate, or use precision: float32.",
+        "The run stopped before the step that would have spoiled the policy. Try a smaller learning rate or "
+        "precision: float32, and look at these comparisons.",
     )
 
 
@@ -158,8 +158,8 @@ def _start_spread(held_out: _Series, config: AlignmentConfig) -> Iterator[Alarm]
             )
         return (
             f"{seen}. Rounding does not reach this size (bfloat16: below {precision_limit:.2g}): weights, tokens or "
-            "dropout differ, so the loss is not measured from the policy that is trained. Look at what the reference "
-            "was computed with."
+            "dropout differ, so the loss is not measured from the policy that is trained. Try to find what the "
+            "reference was computed with."
         )
 
     return held_out.first("start_log_ratio_spread", rule)
@@ -200,8 +200,8 @@ def _strength_left_its_range(held_out: _Series) -> Iterator[Alarm]:
             return None
         return (
             f"the strength's sd is {cv:.2g} of its mean (at the start {start_cv:.2g}). The loss is DPO's with "
-            f"beta {records[i]['strength/mean']:.3g}, and the spread hardly has a gradient left to come back. If that "
-            "is the data's answer, compare with family: point; else try a smaller strength.update.lr."
+            f"beta {records[i]['strength/mean']:.3g}, and the spread hardly has a gradient left to come back. Try "
+            "family: point, if that is the data's answer, or a smaller strength.update.lr."
         )
 
     def exploded(i: int) -> str | None:
