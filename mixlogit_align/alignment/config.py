@@ -61,7 +61,13 @@ class NewModel:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedModel:
-    """A causal language model and its tokenizer from a Hugging Face folder (or a hub name)."""
+    """A causal language model and its tokenizer.
+
+    Parameters
+    ----------
+    path : str
+        A Hugging Face folder, or a hub name.
+    """
 
     kind: Literal["pretrained"] = "pretrained"
     path: str
@@ -156,6 +162,7 @@ class SolvedUpdate:
     Parameters
     ----------
     every_steps : int
+        Steps from one solution to the next.
     buffer_examples : int
         The most recent comparisons, with the log-ratio differences they had when they were trained on.
     max_mean_factor : float
@@ -202,7 +209,15 @@ def _starts_in_bounds(strength: LogNormalStrength | GammaStrength) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PointStrength:
-    """One strength for all: DPO with this beta, unless its ``update`` moves it."""
+    """One strength for all: DPO, unless its ``update`` moves it.
+
+    Parameters
+    ----------
+    value : float
+        DPO's beta.
+    update : section
+        Whether and how the strength changes in training.
+    """
 
     family: Literal["point"] = "point"
     value: float = 0.1
@@ -228,6 +243,7 @@ class LogNormalStrength:
     transform : {"log", "softplus", "raw"}
         How the positive ``scale`` is parametrised while it is learned.
     update : section
+        Whether and how the strength changes in training.
     """
 
     family: Literal["lognormal"] = "lognormal"
@@ -248,7 +264,15 @@ class LogNormalStrength:
 
 @dataclass(frozen=True, kw_only=True)
 class GammaStrength:
-    """Gamma strength, started at ``concentration`` and ``rate`` (the paper's by default)."""
+    """Gamma strength, started at ``concentration`` and ``rate`` (the paper's by default).
+
+    Parameters
+    ----------
+    concentration, rate : float
+        The mean strength is concentration / rate, its coefficient of variation 1 / sqrt(concentration).
+    update : section
+        Whether and how the strength changes in training.
+    """
 
     family: Literal["gamma"] = "gamma"
     concentration: float = 2.0
@@ -292,7 +316,13 @@ class ClosedFormRule:
 
 @dataclass(frozen=True, kw_only=True)
 class QuadratureRule:
-    """`mixlogit_align.Quadrature`."""
+    """`mixlogit_align.Quadrature`.
+
+    Parameters
+    ----------
+    num_nodes : int or None
+        Nodes of the rule; None takes 48 under a LogNormal, else 192.
+    """
 
     rule: Literal["quadrature"] = "quadrature"
     num_nodes: int | None = None
@@ -305,7 +335,19 @@ class QuadratureRule:
 
 @dataclass(frozen=True, kw_only=True)
 class MonteCarloRule:
-    """`mixlogit_align.MonteCarlo`, redrawn at every step for every pair."""
+    """`mixlogit_align.MonteCarlo`, redrawn at every step for every pair.
+
+    Parameters
+    ----------
+    num_draws : int
+        Of the strength, for each comparison.
+    sharing : {"row", "batch"}
+        Own draws for every comparison, or one set for all.
+    draws : {"pseudo", "stratified", "antithetic"}
+        Independent; one in each of ``num_draws`` equally likely intervals; or in pairs u, 1 - u.
+    seed : int
+        Of the draws.
+    """
 
     rule: Literal["monte_carlo"] = "monte_carlo"
     num_draws: int = 16
@@ -336,6 +378,7 @@ class OptimConfig:
     name : {"rmsprop", "adamw"}
         RMSprop is the paper's (smoothing 0.99); AdamW is used without weight decay.
     lr : float
+        Learning rate after the warm-up.
     warmup_steps : int
         Steps over which the learning rate rises linearly; it is constant afterwards.
     max_grad_norm : float
@@ -359,8 +402,10 @@ class StageConfig:
     Parameters
     ----------
     optim : OptimConfig
-    num_epochs, batch_size, eval_batch_size : int
-        Batches of all processes together.
+    num_epochs : int
+        How often each training row is seen.
+    batch_size, eval_batch_size : int
+        Rows in a batch of training or evaluation, all processes together.
     accumulation : int
         Parts that a batch is cut into, one after the other, to save memory; the result is the same.
     eval_every_examples : int
@@ -397,7 +442,10 @@ class PreferenceConfig(StageConfig):
 
     Parameters
     ----------
-    strength, integration : section
+    strength : section
+        The distribution of the strength where training begins, and how it changes.
+    integration : section
+        How the mean over the strength is computed.
     reference_precision : {"float32", "match"}
         The reference, which is the policy as the stage finds it, scores every comparison once before the first step:
         in float32 (the paper's) or in the run's own ``precision``.
@@ -443,7 +491,12 @@ class AlignmentConfig:
         The run folder.
     name : str
         What reports call the run, e.g. "DPO" or "MixDPO gamma".
-    data, model, tokenization : section
+    data : section
+        The data set, by who reads it.
+    model : section
+        The policy before the first stage.
+    tokenization : section
+        How many tokens a prompt and a response may have, and what is cut.
     sft, preference : section or None
         The stages to run, in this order; at least one.
     seed : int

@@ -1,17 +1,33 @@
-"""Settings from YAML and dotted overrides, and back: unknown names are refused with the nearest known one."""
+"""Settings from YAML and dotted overrides, and back: unknown names are refused with the nearest known one.
+
+jsonargparse reads each value by its type. Which dataclass a section is, by its tag, and errors that name a setting by
+its dotted path are this module's: jsonargparse tries the members of a union in turn and reports all that failed.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar, Union
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
 from mixlogit_align.alignment.checks import require
 from mixlogit_align.alignment.config import AlignmentConfig
+from mixlogit_align.alignment.manual import (
+    by_tag,
+    choices_of,
+    is_required,
+    known_as,
+    options_of,
+    sections_of,
+    spelled,
+    tag_of,
+)
 from mixlogit_align.errors import InvalidInputError, explain
 
 T = TypeVar("T")
@@ -24,15 +40,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
     ----------
     path : path
     overrides : sequence of str
-        Settings that replace the file's, as ``"preference.optim.lr=1e-6"``; values are read as YAML.
+        Settings that replace the file's, as ``"preference.optim.lr=1e-6"``: a word or number as it stands, a list or
+        section as YAML, ``null`` for none.
 
     Raises
     ------
     InvalidInputError
-        For an unknown setting (with the nearest known name), a value of the wrong type or out of range.
+        For an unknown setting (with the nearest known name), one that is set twice, a value of the wrong type or out
+        of range.
     """
-    import yaml
-
     if not Path(path).is_file():
         raise InvalidInputError(
             explain(
@@ -43,26 +59,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
             )
         )
     try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        for override in overrides:
-            name, equals, value = override.partition("=")
-            require(bool(equals), "override", override, "section.setting=value")
-            section = settings
-            *parents, last = name.split(".")
-            for parent in parents:
-                if section.get(parent) is None:
-                    section[parent] = {}
-                section = section[parent]
-            section[last] = yaml.safe_load(value)
-    except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(
-            explain(
-                str(path),
-                got=str(error),
-                expected="nested YAML settings",
-                hint="checking the indentation and each override's path",
-            )
+            explain(str(path), got=str(error), expected="a text that can be read", hint="another file")
         ) from error
+    settings = _mapping(_yaml(text, str(path)) if text.strip() else {}, str(path))
+    for override in overrides:
+        _put(settings, override)
     return parse_config(settings)
 
 
@@ -73,87 +77,137 @@ def parse_config(settings: Mapping[str, Any]) -> AlignmentConfig:
 
 def dump_config(config: AlignmentConfig) -> str:
     """Return the resolved settings as YAML that `load_config` reads back to an equal object."""
-    import yaml
-
     text: str = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
     return text
 
 
-def _section(cls: type[T], settings: Any, where: str) -> T:
-    if not isinstance(settings, Mapping):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML that refuses a name given twice in one section, where PyYAML keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        names = set()
+        for name, _ in node.value:
+            if name.value in names:
+                raise yaml.MarkedYAMLError(problem=f"{name.value} is set twice", problem_mark=name.start_mark)
+            names.add(name.value)
+        return node
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        got = f"{getattr(error, 'problem', error)}{place}"
+        raise InvalidInputError(explain(where, got=got, expected="YAML settings", hint="correcting it")) from error
+
+
+class _Text(str):
+    """The value of an override: read by the type of its setting, so that ``name=2024`` is a name."""
+
+
+def _put(settings: dict[str, Any], override: str) -> None:
+    """Replace one setting, opening the sections above it where there are none."""
+    name, equals, text = override.partition("=")
+    require(bool(equals), "override", override, "section.setting=value")
+    *parents, last = name.split(".")
+    section, where = settings, ""
+    for parent in parents:
+        where = f"{where}.{parent}".lstrip(".")
+        below = section.get(parent)
+        if isinstance(below, _Text):
+            below = _yaml(below, where)
+        section[parent] = {} if below is None else _mapping(below, where)
+        section = section[parent]
+    section[last] = _Text(text)
+
+
+def _mapping(value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
         raise InvalidInputError(
             explain(
-                where.rstrip(".") or "config",
-                got=repr(settings),
-                expected="a section of settings",
-                hint="indenting its settings below it",
+                where, got=repr(value), expected="a section of settings", hint="`name: value` lines, indented below it"
             )
         )
+    return value
+
+
+def _section(cls: type[T], settings: Any, where: str) -> T:
+    """The dataclass ``cls`` of ``settings``; ``where`` is its dotted name and a dot."""
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for name in settings:
-        if name not in fields:
-            near = difflib.get_close_matches(str(name), fields, n=1)
-            hint = f"{where}{near[0]}" if near else "one of these"
-            raise InvalidInputError(
-                explain("settings", got=f"unknown {where}{name}", expected=f"one of {', '.join(fields)}", hint=hint)
-            )
+    _refuse_unknown(_mapping(settings, where.rstrip(".") or "config"), list(fields), where)
     for name, f in fields.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in settings:
+        if is_required(f) and name not in settings:
             raise InvalidInputError(
-                explain(f"{where}{name}", got="nothing", expected="a value", hint=f"a line `{name}:`")
+                explain(f"{where}{name}", got="nothing", expected=spelled(hints[name]), hint=f"a line `{name}:`")
             )
     values = {name: _value(hints[name], value, f"{where}{name}") for name, value in settings.items()}
     try:
         return cls(**values)
     except InvalidInputError as error:
-        raise InvalidInputError(f"{where.rstrip('.')}: {error}" if where else str(error)) from error
+        raise InvalidInputError(f"{where}{error}") from error
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type ``hint``, or an error naming the setting ``where``."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    sections, optional = sections_of(hint), type(None) in options_of(hint)
+    if isinstance(value, _Text):
+        value = _yaml(value, where) if sections or (optional and value in ("null", "~", "")) else str(value)
+    if value is None and optional:
         return None
-    sections = [option for option in options if dataclasses.is_dataclass(option)]
-    if len(sections) == 1:
-        return _section(sections[0], value, f"{where}.")  # type: ignore[arg-type]
     if sections:
-        return _tagged_section(sections, value, where)
-    scalar = next(option for option in options if option is not type(None))
-    if typing.get_origin(scalar) is tuple:
-        require(isinstance(value, list | tuple), where, value, "a list")
-        return tuple(_value(typing.get_args(scalar)[0], item, f"{where}.{i}") for i, item in enumerate(value))
-    if typing.get_origin(scalar) is Literal:
-        choices = typing.get_args(scalar)
-        if value not in choices:
-            near = difflib.get_close_matches(str(value), choices, n=1, cutoff=0.0)
-            raise InvalidInputError(
-                explain(where, got=repr(value), expected=f"one of {', '.join(choices)}", hint=near[0])
+        return _section(sections[0] if len(sections) == 1 else _chosen(sections, value, where), value, f"{where}.")
+    given = tuple(option for option in options_of(hint) if option is not type(None))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=Union[given])  # noqa: UP007 - of a tuple
+    try:
+        read = parser.parse_object({"value": value}).value
+    except ArgumentError:
+        read = None
+    if read is None:  # also where None is given: jsonargparse lets it pass for any type
+        words = choices_of(hint)
+        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.0)
+        raise InvalidInputError(
+            explain(
+                where,
+                got=repr(value),
+                expected=spelled(hint) if words else f"a value of type {spelled(hint)}",
+                hint=near[0] if near else f"another value; `mixlogit-align train --settings {where}` explains it",
             )
-        return value
-    # YAML 1.1 reads 1e-6 as a string.
-    if scalar is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    if not isinstance(value, scalar) or (isinstance(value, bool) and scalar is not bool):
-        raise InvalidInputError(
-            explain(where, got=repr(value), expected=f"a value of type {scalar.__name__}", hint="another value")
         )
-    return value
+    return read
 
 
-def _tagged_section(sections: Sequence[Any], value: Any, where: str) -> Any:
-    """The section among ``sections`` that its first field (the tag) names."""
-    tag = dataclasses.fields(sections[0])[0].name
-    by_tag = {section.__dataclass_fields__[tag].default: section for section in sections}
-    got = value.get(tag) if isinstance(value, Mapping) else value
-    if got not in by_tag:
-        near = difflib.get_close_matches(str(got), by_tag, n=1, cutoff=0.0)
-        raise InvalidInputError(
-            explain(f"{where}.{tag}", got=repr(got), expected=f"one of {', '.join(by_tag)}", hint=f"`{tag}: {near[0]}`")
+def _chosen(sections: list[Any], value: Any, where: str) -> Any:
+    """The section among ``sections`` that its tag names."""
+    tag, known = tag_of(sections[0]), by_tag(sections)
+    got = _mapping(value, where).get(tag)
+    if isinstance(got, str) and got in known:
+        return known[got]
+    names = {kind: [field.name for field in dataclasses.fields(section)] for kind, section in known.items()}
+    if tag in value:
+        near = difflib.get_close_matches(str(got), known, n=1, cutoff=0.0)
+    else:  # it may be misspelt, or what else is set tells the section
+        _refuse_unknown(value, list(dict.fromkeys(name for kind in names.values() for name in kind)), f"{where}.")
+        near = [kind for kind in known if set(value) <= set(names[kind])] or list(known)
+    raise InvalidInputError(
+        explain(
+            f"{where}.{tag}",
+            got=repr(got) if tag in value else "nothing",
+            expected=f"one of {', '.join(known)}",
+            hint=f"`{tag}: {near[0]}`",
         )
-    return _section(by_tag[got], value, f"{where}.")
+    )
+
+
+def _refuse_unknown(settings: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = known_as(str(name), where) or (f"{where}{near[0]}" if near else "one of these")
+            raise InvalidInputError(
+                explain("settings", got=f"unknown {where}{name}", expected=f"one of {', '.join(known)}", hint=hint)
+            )

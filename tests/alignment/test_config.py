@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Literal
 
 import pytest
 import yaml
@@ -23,7 +25,8 @@ from mixlogit_align.alignment.config import (
     StageConfig,
     TokenizationConfig,
 )
-from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData
+from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData, TableData
+from mixlogit_align.alignment.manual import manual, settings, spelled
 from mixlogit_align.distributions import ClosedForm, MonteCarlo, Quadrature
 from mixlogit_align.errors import InvalidInputError
 
@@ -59,6 +62,36 @@ def test_overrides_replace_what_the_file_says(tmp_path):
     assert config.data == SimulatedData(strength_cv=0.0)
 
 
+@pytest.mark.parametrize("text", ["2024", "1e-6", "yes", "null", "", "a: b", "[1", "$MIXLOGIT_DATA/x", "Ångström\n"])
+def test_any_text_is_read_back(tmp_path, text):
+    config = dataclasses.replace(FULL, name=text, data=TableData(path="x", prompt=text, groups=(text, "b")))
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=2024", {"name": "2024"}),  # YAML alone makes this a number
+        ("name=yes", {"name": "yes"}),
+        ("name=a=b: c", {"name": "a=b: c"}),
+        ("seed=7", {"seed": 7}),
+        ("activation_checkpointing=true", {"activation_checkpointing": True}),
+        ("tracking=[wandb, tensorboard]", {"tracking": ("wandb", "tensorboard")}),
+        ("sft={}", {"sft": StageConfig()}),
+        ("preference=null", {"preference": None}),
+        ("checkpoint.every_examples=null", {}),
+        ("data={source: table, path: x, prompt: 'null'}", {"data": TableData(path="x", prompt="null")}),
+    ],
+    ids=str,
+)
+def test_an_override_is_read_by_the_type_of_its_setting(tmp_path, override, expected):
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(FULL))
+    assert load_config(path, [override]) == dataclasses.replace(FULL, **expected)
+
+
 def test_an_override_may_open_a_section(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("out: o\n")
@@ -73,7 +106,7 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"prefrence": {}}, "Try preference"),
         ({"preference": {"strength": {"family": "lognormal", "sigma": 1.0}}}, r"strength\.sigma"),
         ({"preference": {"strength": {"family": "gama"}}}, r"preference\.strength\.family.*Try `family: gamma`"),
-        ({"preference": {"strength": {"loc": 1.0}}}, r"preference\.strength\.family: got None"),
+        ({"preference": {"strength": {"loc": 1.0}}}, r"strength\.family: got nothing.*Try `family: lognormal`"),
         ({"preference": {"strength": {"family": "gamma", "rate": -1.0}}}, r"rate: got -1"),
         ({"preference": {"integration": {"rule": "monte_carlo", "num_draws": 0}}}, "num_draws: got 0"),
         ({"preference": {"batch_size": 2.5}}, r"preference\.batch_size: got 2\.5; expected a value of type int"),
@@ -90,7 +123,24 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"preference": {}, "model": {"kind": "new", "max_positions": 64}}, "max_length=128"),
         ({"preference": {}, "model": {"kind": "pretrained"}}, r"model\.path: got nothing"),
         ({}, "at least one stage.*Try a section `sft:` or `preference:`"),
-        ({"data": {"source": "hh", "path": "x"}}, r"unknown data\.path; expected one of source, .*Try one of"),
+        ({"preference": {"strength": {"famly": "gamma"}}}, r"unknown preference\.strength\.famly.*Try .*\.family"),
+        ({"data": {"source": "hh", "folder": "x"}}, r"unknown data\.folder; expected one of source, .*Try one of"),
+        ({"data": {"source": "hh", "max_trian": 9}}, r"unknown data\.max_trian; .*Try data\.max_train"),
+        ({"data": "hh"}, r"data: got 'hh'; expected a section of settings"),
+        ({"data": {"source": ["hh"]}}, r"data\.source: got \['hh'\]; expected one of simulated, hh"),
+        ({"optim": {"lr": 1}}, r"unknown optim; .*Try sft\.optim or preference\.optim\."),
+        ({"preference": {"lr": 1}}, r"Try preference\.optim\.lr or preference\.strength\.update\.lr\."),
+        ({"preference": {"strength": {"family": "gamma", "rate": 0}}}, r"^preference\.strength\.rate: got 0\.0;"),
+        ({"preference": {"batch_size": None}}, r"batch_size: got None; expected a value of type int"),
+        ({"preference": {"batch_size": [8]}}, r"batch_size: got \[8\]; expected a value of type int"),
+        ({"preference": {"optim": {"lr": "nan"}}}, r"lr: got 'nan'; .* --settings preference\.optim\.lr`"),
+        ({"activation_checkpointing": 1}, r"activation_checkpointing: got 1; expected a value of type bool"),
+        ({"name": 5}, r"name: got 5; expected a value of type str"),
+        ({"tracking": ["wandb", "tensorbord"]}, r"got .*; expected list of one of tensorboard, wandb\. Try tensorb"),
+        ({"tracking": "wandb"}, r"tracking: got 'wandb'; expected list of"),
+        ({"checkpoint": {"every_examples": 2.5}}, r"every_examples: got 2\.5; expected a value of type int or null"),
+        ({"checkpoint": None}, r"checkpoint: got None; expected a section of settings"),
+        ({1: 2}, r"unknown 1; expected one of out"),
     ],
     ids=str,
 )  # fmt: skip
@@ -104,12 +154,40 @@ def test_out_is_required():
         parse_config({"preference": {}})
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "preference: 3\n"])
-def test_text_that_is_no_settings(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", r"config\.yaml: got expected the node content, .* \(line 1, column 5\); expected YAML settings"),
+        ("- 1\n- 2\n", r"config\.yaml: got \[1, 2\]; expected a section of settings"),
+        ("just words", r"config\.yaml: got 'just words'; expected a section"),
+        ("false", r"config\.yaml: got False; expected a section"),
+        ("preference: 3\n", "preference: got 3; expected a section of settings"),
+        ("preference:\n  batch_size: 8\n  batch_size: 16\n", r"got batch_size is set twice \(line 3, column 3\);"),
+    ],
+    ids=["unfinished", "list", "words", "false", "scalar", "twice"],
+)
+def test_text_that_is_no_settings(tmp_path, text, message):
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    with pytest.raises(InvalidInputError, match="expected"):
+    with pytest.raises(InvalidInputError, match=message) as error:
         load_config(path, ["preference.batch_size=1"])
+    assert "\n" not in str(error.value)
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(b"out: \xff\n")
+    with pytest.raises(InvalidInputError, match="expected a text that can be read"):
+        load_config(path)
+
+
+def test_yaml_may_repeat_a_section_by_name(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "out: o\nsft: &s {optim: &o {lr: 1e-3}, batch_size: 64}\npreference: {<<: *s, optim: {<<: *o, lr: 2e-3}}\n"
+    )
+    config = load_config(path)
+    assert (config.sft.optim.lr, config.preference.optim.lr) == (1e-3, 2e-3)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -127,6 +205,24 @@ def test_an_override_needs_a_value(tmp_path):
     path.write_text("out: o\n")
     with pytest.raises(InvalidInputError, match=r"section\.setting=value"):
         load_config(path, ["preference"])
+    with pytest.raises(InvalidInputError, match=r"^seed: got ''; expected a value of type int"):
+        load_config(path, ["preference={}", "seed="])
+
+
+def test_an_override_below_a_value_is_refused(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("out: o\n")
+    with pytest.raises(InvalidInputError, match=r"^out: got 'o'; expected a section of settings"):
+        load_config(path, ["out.x.y=1"])
+
+
+def test_overrides_build_on_one_another(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("out: o\n")
+    config = load_config(path, ["sft={batch_size: 8}", "sft.num_epochs=2", "sft.eval_every_examples=8"])
+    assert config.sft == StageConfig(batch_size=8, num_epochs=2, eval_every_examples=8)
+    with pytest.raises(InvalidInputError, match=r"^sft: got expected ',' or '}'.*; expected YAML"):
+        load_config(path, ["sft={batch_size: 8"])
 
 
 def test_yaml_reads_small_numbers_however_they_are_written():
@@ -165,3 +261,63 @@ def test_strengths_build_the_mixing_they_name(section, parameters):
 def test_the_number_of_steps_counts_a_last_short_batch():
     assert StageConfig(batch_size=64, num_epochs=3).num_steps(100) == 5
     assert NewModel().kind == "new"
+
+
+SETTINGS = list(settings())
+
+
+def test_the_manual_has_every_setting_with_a_meaning():
+    assert [item.path for item in SETTINGS if not item.meaning] == []
+    leaves = set(yaml.safe_load(dump_config(FULL))) | {"preference.strength.update.lr", "data.source"}
+    assert leaves - {item.path for item in SETTINGS} == {"data.source"}  # the tag stands with its section
+
+
+@pytest.mark.parametrize(
+    ("section", "lines"),
+    [
+        ("out", ["out: str, required"]),
+        ("preference.optim.lr", ["preference.optim.lr: float (default: 5e-07)"]),
+        ("checkpoint.every_examples", ["checkpoint.every_examples: int or null (default: null)"]),
+        ("model", ["model: a section, one of kind: new, pretrained (default: new)"]),
+        (
+            "preference.integration",
+            [
+                "preference.integration: with `rule: monte_carlo`",
+                "preference.integration.draws: one of pseudo, stratified, antithetic (default: pseudo)",
+            ],
+        ),
+    ],
+    ids=["required", "float", "optional", "tagged", "kind"],
+)
+def test_the_manual_tells_type_and_default(section, lines):
+    text = manual(section)
+    assert [line for line in lines if line not in text.splitlines()] == []
+    assert all(line.startswith((section, " ")) or not line for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("section", "hint"),
+    [
+        ("lr", r"Try sft\.optim\.lr or preference"),
+        ("preference.optm", r"Try preference\.optim"),
+        ("xyz", "Try the name"),
+    ],
+    ids=["deeper", "misspelt", "unlike any"],
+)
+def test_the_manual_refuses_a_name_that_it_does_not_know(section, hint):
+    with pytest.raises(InvalidInputError, match=hint):
+        manual(section)
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int | None, "int or null"),
+        (Literal["a", "b"] | None, "one of a, b or null"),
+        (tuple[str, ...], "list of str"),
+        (Mapping[str, float], "mapping of str to float"),
+    ],
+    ids=["optional", "literal", "list", "mapping"],
+)
+def test_types_in_words(hint, words):
+    assert spelled(hint) == words
