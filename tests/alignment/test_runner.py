@@ -217,8 +217,8 @@ def test_a_small_policy_learns_what_simulated_annotators_prefer(tmp_path):
 @pytest.mark.parametrize("source", ["hh", "humour"])
 def test_shared_data_through_a_config(shared_data, tmp_path, source):
     data = {
-        "hh": HHData(folder=str(shared_data / "hh_rlhf"), max_train=32, max_eval=16),
-        "humour": HumourData(folder=str(shared_data / "humour_pairs"), max_train=32, max_eval=16),
+        "hh": HHData(path=str(shared_data / "hh_rlhf"), max_train=32, max_eval=16),
+        "humour": HumourData(path=str(shared_data / "humour_pairs"), max_train=32, max_eval=16),
     }[source]
     result = run_alignment(
         tiny_config(tmp_path / "run", data=data, tokenization=TokenizationConfig(max_length=96, max_prompt_length=32))
