@@ -89,12 +89,16 @@ def study(report: Report, name: str, title: str, runs: Path, progress: RichProgr
     report.section(title)
     record = json.loads((sft.path / "data.json").read_text())
     report.table(f"{name}_reader", "What the reader met", list(record["reader"]), [list(record["reader"].values())])
-    columns = list(record["tokenization"]["train"])
+    cuts = [
+        [f"{split} {kind}", *counts[kind].values()]
+        for split, counts in record["tokenization"].items()
+        for kind in ("prompts", "responses")
+    ]
     report.table(
         f"{name}_tokenization",
-        "What the truncation policy cut",
-        ["split", *columns],
-        [[split, *(counts[c] for c in columns)] for split, counts in record["tokenization"].items()],
+        f"What the truncation policy ({config.tokenization.truncation}) cut",
+        ["tokens of", *record["tokenization"]["train"]["prompts"]],
+        cuts,
     )
     before, after = first_and_last(sft.path, "sft")
     report.claim(

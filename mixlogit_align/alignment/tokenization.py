@@ -8,7 +8,8 @@ A comparison whose prompt and longest response (with what ends it) fit into ``ma
 ``paper``
     As the public DPO reference code does it: the prompt is cut to ``max_prompt_length`` at once, HH's from its start
     and any other data's from its end; where that does not suffice, all responses are cut to
-    ``max_length - max_prompt_length``, also after a prompt short enough to leave them more.
+    ``max_length - max_prompt_length``, also after a prompt short enough to leave them more. (That code goes by the
+    chosen response alone in its SFT stage; here both stages see the same tokens.)
 ``refuse``
     An error that says what would fit.
 
@@ -199,7 +200,8 @@ def tokenize(
     ----------
     comparisons : sequence of Comparison
     tokenizer : Tokenizer
-        A plain prompt and its responses are encoded apart and joined as ids; conversations by its chat template, see
+        A plain prompt and its responses are encoded apart and joined as ids (where the tokenizer begins every text with
+        a space, as SentencePiece does, the response too has it); conversations by its chat template, see
         `mixlogit_align.alignment.conversations.ChatTemplate`.
     config : TokenizationConfig
     source : str, optional

@@ -7,10 +7,10 @@ import pytest
 from mixlogit_align.alignment.conversations import ChatTemplate
 from mixlogit_align.alignment.data.schema import Comparison, Message
 from mixlogit_align.errors import InvalidInputError
-from tests.alignment.tokenizers import CHATML, LLAMA, chatml, llama_like
+from tests.alignment.tokenizers import CHATML, LLAMA, chatml, llama_like, mistral_like
 
 DAY = "2024-07-26"
-TOKENIZERS = {"llama": llama_like, "chatml": chatml}
+TOKENIZERS = {"llama": llama_like, "chatml": chatml, "mistral": mistral_like}
 
 
 def conversation(*contents: str, responses: tuple[str, ...] = ("A lamp.", "The room has light.")) -> Comparison:
@@ -108,6 +108,14 @@ def test_the_day_that_a_template_writes_is_the_given_one():
     [encoded] = encode(tokenizer, conversation("a?"))
     assert tokenizer.decode(encoded.prompt).startswith("26 Jul 2024<|im_start|>user\n")
     assert not tokenizer.decode(transformers_ids(tokenizer, conversation("a?"))).startswith("26 Jul 2024")
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_puts_none_before_a_response():
+    tokenizer = mistral_like()
+    [encoded] = encode(tokenizer, conversation("a?"))
+    apart = tokenizer("A lamp.</s>", add_special_tokens=False).input_ids
+    assert tokenizer.convert_ids_to_tokens(encoded.responses[0])[0] == "A"
+    assert tokenizer.convert_ids_to_tokens(apart)[0] == "▁A"
 
 
 def test_a_control_token_is_letters_also_in_a_response_encoded_apart():

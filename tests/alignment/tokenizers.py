@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tokenizers import Regex, pre_tokenizers, processors
+import string
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mixlogit_align.alignment import hf
@@ -18,6 +20,12 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ message['content'] | trim + eos_token }}{% endif %}"
+    "{% endfor %}"
 )
 TEXTS = ["user\n\n\nassistant\n\n\nsystem\n", "What is a lamp? A lamp gives light to the room."]
 
@@ -45,6 +53,22 @@ def chatml(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     tokenizer = _chatting(["<|im_start|>", "<|im_end|>"], template)
     tokenizer.eos_token = "<|im_end|>"
     return tokenizer
+
+
+def mistral_like() -> PreTrainedTokenizerFast:
+    """Marks the beginning of a text with a space, as SentencePiece does; its template ends an answer with </s>."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    alphabet = sorted(set(string.printable) | set("ößü東京🎈"))
+    backend.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=MISTRAL
+    )
 
 
 def _chatting(special: list[str], template: str | None) -> PreTrainedTokenizerFast:
