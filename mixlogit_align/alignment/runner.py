@@ -231,7 +231,10 @@ class Run:
 
         splits = {name: data.split(name) for name in SPLITS}
         tokenizer = hf.load_tokenizer(self.config.model, training_texts(splits["train"]))
-        tokenized = {name: tokenize(split, tokenizer, self.config.tokenization) for name, split in splits.items()}
+        tokenized = {
+            name: tokenize(split, tokenizer, self.config.tokenization, source=self.config.data.source)
+            for name, split in splits.items()
+        }
         rows: Rows = {name: found for name, (found, _) in tokenized.items()}
         data_hash = content_hash([row for name in SPLITS for row in rows[name]])
         reports = {name: report.as_dict() for name, (_, report) in tokenized.items()}
