@@ -88,7 +88,7 @@ def test_the_folder_says_how_it_was_made(finished):
     assert status["metrics"] == finished.metrics
     report = json.loads((finished.path / "data.json").read_text())
     assert report["reader"]["rows_used"] == 88
-    assert report["tokenization"]["train"]["responses"] == 128
+    assert report["tokenization"]["train"]["responses"]["texts"] == 128
 
 
 def test_metrics_have_the_promised_names(finished):
@@ -226,7 +226,7 @@ def test_shared_data_through_a_config(shared_data, tmp_path, source):
     assert result.truth is None
     assert not (result.path / "truth.json").exists()
     report = json.loads((result.path / "data.json").read_text())
-    assert (report["tokenization"]["train"]["responses_cut"] > 0) == (source == "hh")
+    assert (report["tokenization"]["train"]["responses"]["cut"] > 0) == (source == "hh")
     assert math.isfinite(result.metrics["preference"]["loss"])
 
 
