@@ -167,12 +167,13 @@ class SolvedUpdate:
         The most recent comparisons, with the log-ratio differences they had when they were trained on.
     max_mean_factor : float
         The mean strength stays within this factor of where it started, above and below. From the paper's start of
-        0.12, a factor of 5 spans 0.024 to 0.6, and so most betas in use for DPO.
+        0.12, a factor of 5 spans 0.024 to 0.6, and so most betas in use for DPO. 1 holds the mean, so that the spread
+        alone is solved for.
     min_cv, max_cv : float
-        Bounds of the coefficient of variation (standard deviation over mean); a point has none. At 0.05 no choice
-        probability differs by more than 0.0005 from a point's (by its second-order term). At 2 one strength in twenty
-        is above 8 times the median (LogNormal); a policy can make up for a still wider one by the shape of its
-        log-ratios, so that the likelihood hardly holds it back.
+        Bounds of the coefficient of variation (standard deviation over mean), which is held where they are equal; a
+        point has none. At 0.05 no choice probability differs by more than 0.0005 from a point's (by its second-order
+        term). At 2 one strength in twenty is above 8 times the median (LogNormal); a policy can make up for a still
+        wider one by the shape of its log-ratios, so that the likelihood hardly holds it back.
     """
 
     kind: Literal["solved"] = "solved"
@@ -185,8 +186,15 @@ class SolvedUpdate:
     def __post_init__(self) -> None:
         positive(every_steps=self.every_steps, buffer_examples=self.buffer_examples)
         positive(max_mean_factor=self.max_mean_factor, min_cv=self.min_cv, max_cv=self.max_cv)
-        require(self.max_mean_factor > 1, "max_mean_factor", self.max_mean_factor, "above 1", "max_mean_factor=5")
-        require(self.min_cv < self.max_cv, "min_cv", self.min_cv, f"below max_cv={self.max_cv}", "min_cv=0.05")
+        require(self.max_mean_factor >= 1, "max_mean_factor", self.max_mean_factor, "1 or more", "max_mean_factor=5")
+        require(self.min_cv <= self.max_cv, "min_cv", self.min_cv, f"at most max_cv={self.max_cv}", "min_cv=0.05")
+        require(
+            self.max_mean_factor > 1 or self.min_cv < self.max_cv,
+            "max_mean_factor, min_cv, max_cv",
+            (self.max_mean_factor, self.min_cv, self.max_cv),
+            "room for the mean or for the spread",
+            "update: {kind: frozen}",
+        )
 
 
 UpdateConfig = LearnedUpdate | FrozenUpdate | SolvedUpdate
@@ -225,6 +233,13 @@ class PointStrength:
 
     def __post_init__(self) -> None:
         positive(value=self.value)
+        require(
+            not isinstance(self.update, SolvedUpdate) or self.update.max_mean_factor > 1,
+            "update.max_mean_factor of a point",
+            1,
+            "above 1: a point has no spread to solve for",
+            "update: {kind: frozen}",
+        )
 
     def build(self) -> LearnableMixing:
         from mixlogit_align.distributions import LearnableMixing

@@ -101,7 +101,7 @@ def _moved(strength: LearnableMixing, start: StrengthConfig) -> dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class StrengthBounds:
-    """What a solved strength is kept between: its mean, and its coefficient of variation."""
+    """What a solved strength is kept between: its mean, and its coefficient of variation; held where two are equal."""
 
     mean: tuple[float, float]
     cv: tuple[float, float]
@@ -132,7 +132,7 @@ class StrengthSolution:
     mean, cv : float
         Of the strength afterwards; where the solve failed, as it was.
     std_error_log_mean, std_error_log_cv : float
-        From the inverse of minus the Hessian, of what is not held at a bound, else NaN. For weights that count
+        From the inverse of minus the Hessian, of what is free to move, else NaN. For weights that count
         comparisons; they take the log-ratio differences as given.
     loglik_before, loglik : float
         Weighted sums of log P, in nats, before and after.
@@ -140,7 +140,7 @@ class StrengthSolution:
     converged : bool
         False: the solve failed, and the strength is as it was.
     mean_at_bound, cv_at_bound : int
-        -1 at the lower bound, 1 at the upper one, else 0.
+        -1 at the lower bound, 1 at the upper one, else 0, as also where both are equal.
     """
 
     comparisons: int
@@ -215,14 +215,14 @@ def solve_strength(
     start = mixing.summary()
     present = torch.tensor([start["mean"], start["sd"] / start["mean"]], dtype=torch.float64)
     low, high = torch.tensor([bounds.mean, bounds.cv], dtype=torch.float64).log().T
-    free = slice(1 if mixing.family == "point" else 2)
+    used = slice(1 if mixing.family == "point" else 2)
     ones = torch.ones_like(delta)
 
     def loglik(params: Tensor) -> Tensor:
         mean, cv = params[0].exp(), params[-1].exp()
         return weight * MixedLogit(delta, mixing_of_mean_cv(mixing.family, mean, cv)).log_prob(ones)
 
-    before = derivatives(loglik, present[free].log()).value
+    before = derivatives(loglik, present[used].log()).value
     unchanged = StrengthSolution(
         comparisons=int((weight > 0).sum()),
         mean=present[0].item(),
@@ -238,16 +238,17 @@ def solve_strength(
     )
     if not bool((weight * delta != 0).any()):
         return unchanged
-    found = maximize_in_box(loglik, present[free].log(), low[free], high[free])
+    found = maximize_in_box(loglik, present[used].log(), low[used], high[used])
     if not found.converged:
         return replace(unchanged, iterations=found.iterations)
-    present[free] = found.params.exp()
+    present[used] = found.params.exp()
     mean, cv = present.tolist()
     mixing.load_state_dict(LearnableMixing.from_mean_cv(mixing.family, mean, cv, mixing.transform).state_dict())
+    has_room = (low < high)[used]
     held, errors = torch.zeros(2, dtype=torch.int64), torch.full_like(present, torch.nan)
-    held[free] = found.at_bound
-    inside = (found.at_bound == 0).nonzero()[:, 0]
-    errors[inside] = standard_errors(hessian_covariance(found.hessian[inside][:, inside]))
+    held[used] = found.at_bound * has_room
+    free = (has_room & (found.at_bound == 0)).nonzero()[:, 0]
+    errors[free] = standard_errors(hessian_covariance(found.hessian[free][:, free]))
     return StrengthSolution(
         comparisons=unchanged.comparisons,
         mean=mean,
@@ -307,8 +308,8 @@ class StrengthSolver(nn.Module):
     """Solves for the strength every so many steps, and remembers how it went.
 
     The buffer holds each comparison's log-ratio difference from before the step that trained on it. In the first epoch
-    the policy had not seen it, so that the solve is out of sample, of policies up to ``buffer_examples`` comparisons
-    younger than the present one; in later epochs it is not.
+    the policy had not seen it then: the solve is out of sample, though of policies up to ``buffer_examples``
+    comparisons behind the present one. In later epochs it had, and the strength runs up with the training fit.
 
     ``state_dict()`` holds tensors of fixed shape on the CPU, from which a resumed run goes on with the same bits. The
     strength itself is not among them. Every process solves the same buffer.
@@ -353,8 +354,8 @@ class StrengthSolver(nn.Module):
         self.buffer.add(logratio_diff, weights)
         if step % self.every_steps == 0:
             solution = solve_strength(mixing, self.buffer.logratio_diff, self.buffer.weights, self.bounds)
-            self.tally += torch.tensor([1, not solution.converged, solution.at_bound])
-            self.last.copy_(torch.tensor(astuple(solution), dtype=torch.float64))
+            self.tally += self.tally.new_tensor([1, not solution.converged, solution.at_bound])
+            self.last.copy_(self.last.new_tensor(astuple(solution)))
 
     def metrics(self) -> dict[str, float]:
         """What `strength_metrics` lists for a solved strength."""

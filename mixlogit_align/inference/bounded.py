@@ -75,7 +75,7 @@ def maximize_in_box(
     start : Tensor, shape (P,)
         Taken to the nearest point of the box.
     lower, upper : Tensor, shape (P,)
-        Finite, ``lower < upper``.
+        Finite, ``lower <= upper``; a parameter does not move where they are equal.
     gradient_tolerance : float
         Largest gradient norm called converged, in standard errors.
     max_iterations : int
@@ -89,16 +89,16 @@ def maximize_in_box(
     Raises
     ------
     InvalidInputError
-        If the box is empty or open.
+        If the box is empty or unbounded.
     """
     lower, upper = lower.double(), upper.double()
-    if not bool((lower < upper).all() and lower.isfinite().all() and upper.isfinite().all()):
+    if not bool((lower <= upper).all() and lower.isfinite().all() and upper.isfinite().all()):
         raise InvalidInputError(
             explain(
                 "lower, upper",
                 got=f"{lower.tolist()}, {upper.tolist()}",
-                expected="finite bounds, lower below upper",
-                hint="leaving out parameters that do not move",
+                expected="finite bounds, lower not above upper",
+                hint="the other order, or wide bounds for parameters that have none",
             )
         )
     point = start.double().clamp(lower, upper)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -248,7 +248,31 @@ def test_a_likelihood_that_runs_away_ends_at_the_bounds(family, delta, mean_at_b
     assert summary["sd"] == pytest.approx(summary["mean"] * expected_cv, rel=1e-5)
 
 
-@pytest.mark.parametrize("update", ["learned", "solved"])
+@pytest.mark.parametrize("held", ["mean", "cv"])
+@pytest.mark.parametrize("family", ["gamma", "lognormal"])
+def test_what_has_no_room_is_held_and_is_at_no_bound(family, held):
+    delta, weights = simulate(cv=1.0, size=1000, seed=10), torch.ones(1000)
+    mixing = LearnableMixing.from_mean_cv(family, 0.12, 0.7)
+    bounds = replace(WIDE, **{held: {"mean": (0.12, 0.12), "cv": (0.7, 0.7)}[held]})
+    for _ in range(3):  # rounding does not carry it away
+        solution = solve_strength(mixing, delta, weights, bounds)
+    free = "cv" if held == "mean" else "mean"
+    assert getattr(solution, held) == pytest.approx({"mean": 0.12, "cv": 0.7}[held], rel=1e-12)
+    assert math.isnan(getattr(solution, f"std_error_log_{held}"))
+    assert getattr(solution, f"std_error_log_{free}") > 0
+    assert not solution.at_bound
+    column = scipy.optimize.minimize_scalar(
+        lambda x: (
+            -scipy_loglik(family, np.log([0.12, x] if held == "mean" else [x, 0.7]), delta.numpy(), weights.numpy())
+        ),
+        bounds=getattr(WIDE, free),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    assert getattr(solution, free) == pytest.approx(column.x, rel=1e-3)  # as above
+    assert solution.loglik == pytest.approx(-column.fun, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("delta", "weights"),
     [
@@ -258,8 +282,8 @@ def test_a_likelihood_that_runs_away_ends_at_the_bounds(family, delta, mean_at_b
         pytest.param([], [], id="empty"),
     ],
 )
-def test_where_nothing_is_said_the_strength_stays(delta, weights, update):
-    mixing = LearnableMixing.lognormal().requires_grad_(update == "learned")
+def test_where_nothing_is_said_the_strength_stays(delta, weights):
+    mixing = LearnableMixing.lognormal()
     before = {name: value.clone() for name, value in mixing.state_dict().items()}
     solution = solve_strength(mixing, torch.tensor(delta), torch.tensor(weights), WIDE)
     torch.testing.assert_close(mixing.state_dict(), before, rtol=0, atol=0)
@@ -404,8 +428,11 @@ def test_the_solver_solves_when_it_is_due_and_counts():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        pytest.param({"max_mean_factor": 1.0}, "max_mean_factor: got 1.0; expected above 1", id="factor"),
-        pytest.param({"min_cv": 3.0}, "min_cv: got 3.0; expected below max_cv=2.0", id="crossed"),
+        pytest.param({"max_mean_factor": 0.5}, "max_mean_factor: got 0.5; expected 1 or more", id="factor"),
+        pytest.param({"min_cv": 3.0}, "min_cv: got 3.0; expected at most max_cv=2.0", id="crossed"),
+        pytest.param(
+            {"max_mean_factor": 1.0, "min_cv": 2.0}, "expected room for the mean or for the spread", id="no-room"
+        ),
         pytest.param({"min_cv": 0.0}, "min_cv: got 0.0; expected a finite number above 0", id="no-spread"),
         pytest.param({"every_steps": 0}, "every_steps: got 0", id="never"),
     ],
@@ -426,6 +453,11 @@ def test_settings_of_a_solve_are_held_to(settings, message):
 def test_a_solved_strength_starts_between_its_bounds(strength, settings):
     with pytest.raises(InvalidInputError, match=r"at the start: got .* expected from update.min_cv=0.05"):
         strength(update=SolvedUpdate(), **settings)
+
+
+def test_a_point_has_its_mean_alone_to_solve_for():
+    with pytest.raises(InvalidInputError, match="of a point: got 1; expected above 1"):
+        PointStrength(update=SolvedUpdate(max_mean_factor=1))
 
 
 @pytest.mark.parametrize("concentration", [0.25, 400.0])

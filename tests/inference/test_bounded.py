@@ -62,6 +62,14 @@ def test_a_corner_is_a_maximum() -> None:
     assert (found.converged, found.gradient_norm, found.loglik) == (True, 0.0, 16.0)
 
 
+@pytest.mark.parametrize("value", [-2.0, 0.0, 0.4])
+def test_a_parameter_without_room_stays(value: float) -> None:
+    found = maximize_in_box(double_well, f64(value, 1.0), f64(value, -3), f64(value, 3))
+    assert found.converged
+    torch.testing.assert_close(found.params, f64(value, 0.5 * value), rtol=1e-5, atol=1e-5)  # the gradient tolerance
+    assert found.at_bound[1] == 0
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -79,7 +87,7 @@ def test_too_few_iterations_do_not_converge() -> None:
     assert (found.converged, found.iterations) == (False, 2)
 
 
-@pytest.mark.parametrize(("lower", "upper"), [(1.0, 1.0), (2.0, 1.0), (-math.inf, 1.0), (math.nan, 1.0)])
-def test_refuses_an_empty_or_open_box(lower: float, upper: float) -> None:
-    with pytest.raises(InvalidInputError, match="finite bounds, lower below upper"):
+@pytest.mark.parametrize(("lower", "upper"), [(2.0, 1.0), (-math.inf, 1.0), (math.nan, 1.0)])
+def test_refuses_an_empty_or_unbounded_box(lower: float, upper: float) -> None:
+    with pytest.raises(InvalidInputError, match="finite bounds, lower not above upper"):
         maximize_in_box(double_well, f64(0, 0), f64(-1, lower), f64(1, upper))
