@@ -14,7 +14,6 @@ import torch
 from mixlogit_align.alignment import (
     AlignmentConfig,
     NonFiniteLossError,
-    RichProgress,
     demo_runs,
     load_config,
     run_alignment,
@@ -291,7 +290,7 @@ def test_a_run_in_the_way_says_how_it_ended(tmp_path, state, status):
         run_alignment(tiny_config(tmp_path))
 
 
-# --- demonstration and progress --------------------------------------------------------------------
+# --- demonstration ---------------------------------------------------------------------------------
 
 
 def test_demo_runs(tmp_path):
@@ -305,26 +304,3 @@ def test_demo_runs(tmp_path):
     assert tasks[0] == "sft"
     assert tasks[-1] == "cv0 mixdpo gamma closed form"
     assert all(result.truth["held_out"]["accuracy"] > 0.6 for result in results[1:])
-
-
-def test_progress_bars_show_what_runs(capsys):
-    with RichProgress() as progress:
-        progress("preference", 0, 10, {})
-        progress("preference", 5, 10, {"loss": 0.5})
-        progress("preference", 10, 10, {"loss": 0.25, "rewards/accuracies": 0.75})
-    out = capsys.readouterr().out
-    assert "preference" in out
-    assert "10/10" in out
-
-
-def test_progress_bars_fit_80_columns(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "80")
-    name = "cv1 mixdpo lognormal monte carlo 16"
-    with RichProgress() as progress:
-        progress(name, 0, 12288, {})
-        progress(name, 12288, 12288, {"loss": 0.5514, "rewards/accuracies": 0.7144})
-    out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 80
-    assert "loss 0.551 accuracy 71%" in out
-    assert "…" not in out
-    assert set(name.split()) <= set(out.split())
