@@ -33,13 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    PrefixChange,
-    WeightConverter,
-    WeightRenaming,
-    apply_renamings,
-    rename_source_key,
-)
+from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging
 
 from mixlogit_align.alignment.config import ModelConfig, NewModel
@@ -432,8 +426,11 @@ def _tensors(model: nn.Module) -> list[tuple[list[str], Tensor]]:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_INDEX).exists():
-        index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
-        return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        try:
+            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+            return [folder / name for name in sorted(set(index["weight_map"].values()))]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _damaged(folder / WEIGHTS_INDEX, error) from error
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -463,14 +460,7 @@ def _locate(
         try:
             file = files.enter_context(safe_open(path, framework="pt"))
         except (OSError, SafetensorError) as error:
-            raise InvalidInputError(
-                explain(
-                    f"weights {path}",
-                    got=_brief(error),
-                    expected="a whole safetensors file",
-                    hint="downloading or saving the model again",
-                )
-            ) from error
+            raise _damaged(path, error) from error
         for key in file.keys():  # noqa: SIM118
             name, merged = rename_source_key(key, renamings, converters, blueprint.base_model_prefix, wanted)
             if name not in wanted and key in wanted:
@@ -521,6 +511,14 @@ def _locate(
     return sources
 
 
+def _damaged(path: Path, error: Exception) -> InvalidInputError:
+    return InvalidInputError(
+        explain(
+            f"weights {path}", got=_brief(error), expected="a whole file", hint="downloading or saving the model again"
+        )
+    )
+
+
 def _shape(file: Any, key: str) -> tuple[int, ...]:
     return tuple(file.get_slice(key).get_shape())
 
@@ -564,7 +562,7 @@ def _file_names(blueprint: Any) -> dict[str, str]:
     back: list[Any] = [each.reverse_transform() for each in reversed(conversions) if not isinstance(each, PrefixChange)]
     if any(isinstance(each, WeightConverter) for each in conversions):
         back = []
-    return {name: apply_renamings(name, back) for name in blueprint.state_dict()}
+    return {name: rename_source_key(name, back, [])[0] for name in blueprint.state_dict()}
 
 
 @contextlib.contextmanager

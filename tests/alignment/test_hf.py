@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import functools
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 
@@ -102,6 +103,18 @@ def test_loaded_weights_and_logits_are_those_of_from_pretrained(folders, folder)
     with torch.no_grad():
         assert torch.equal(model(input_ids=IDS).logits, reference(input_ids=IDS).logits)
     assert all(p.requires_grad for p in model.parameters())
+    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert tied == (architecture(folder) in {"llama", "gemma"})
+
+
+def test_a_skeleton_of_any_size_needs_no_memory(tmp_path):
+    sizes = {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    AutoConfig.for_model("llama", vocab_size=128256, **sizes).save_pretrained(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = hf.skeleton(PretrainedModel(path=str(tmp_path)), None, seed=0)
+    assert sum(p.numel() for p in model.parameters()) > 7e10
+    # kB; its weights would be 313 GB, one layer's 4 GB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000
 
 
 def test_parameters_are_cast_and_buffers_are_not(folders):
@@ -203,7 +216,7 @@ def load_and_export(folders: dict[str, str], out: Path) -> dict[str, tuple[int, 
 
 
 # Processes -> what they load. Over 5, the 16 rows of many weights are 4 each, and none for the last process.
-SHARDED = {2: tuple(FOLDERS), 5: ("gpt_neox", "llama")}
+SHARDED = {2: ("gpt_neox", "llama_bfloat16", "gemma", "phi"), 5: ("gpt_neox",)}
 CASES = [pytest.param(size, name, id=f"{size}-{name}") for size, names in SHARDED.items() for name in names]
 
 
@@ -287,38 +300,45 @@ def test_bfloat16_parameters_are_exported_as_they_are(folders, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), model.parameters(), strict=True))
 
 
-def fill_the_disk(monkeypatch) -> None:
-    def full(*_, **__):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@contextlib.contextmanager
+def files_up_to(size: int):
+    """As on a full disk: a file may have this many bytes, and writing more fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(hf, "save_file", full)
+
+FULL = {"before-the-settings": 10, "before-the-weights": 19_000}
 
 
-def test_a_full_disk_leaves_the_earlier_export(folders, tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", FULL)
+def test_a_full_disk_leaves_the_earlier_export(folders, tmp_path, when):
     out = exported(folders["phi"], tmp_path / "policy")
-    with monkeypatch.context() as patch:
-        fill_the_disk(patch)
-        with pytest.raises(MixlogitError, match="No space left on device"):
-            exported(folders["llama"], out)
+    with files_up_to(FULL[when]), pytest.raises(MixlogitError, match="File too large"):
+        exported(folders["llama"], out)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
     assert different(ours(out), theirs(folders["phi"])) == []
     exported(folders["llama"], out)
     assert different(ours(out), theirs(folders["llama"])) == []
 
 
-def export_on_a_full_disk(folder: str, out: Path) -> str:
-    with pytest.MonkeyPatch.context() as patch:
-        fill_the_disk(patch)
-        model = ours(folder)
-        with pytest.raises(MixlogitError) as raised:
-            hf.export(model, hf.load_tokenizer(PretrainedModel(path=folder), []), out, here())
-    return str(raised.value)
+def export_on_a_full_disk(folder: str, out: Path) -> list[str]:
+    config, found = PretrainedModel(path=folder), []
+    model, tokenizer = ours(folder), hf.load_tokenizer(config, [])
+    for size in FULL.values():
+        with files_up_to(size), pytest.raises(MixlogitError) as raised:
+            hf.export(model, tokenizer, out, here())
+        found.append(str(raised.value))
+    return found
 
 
 def test_a_full_disk_stops_every_process(folders, tmp_path):
     first, second = on_ranks(2, export_on_a_full_disk, folders["phi"], tmp_path / "policy")
-    assert "No space left on device" in first
-    assert "process 0 of 2 failed" in second
+    assert all("File too large" in message for message in first)
+    assert all("process 0 of 2 failed" in message for message in second)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -408,6 +428,10 @@ SPOILED = {
         r"missing: model\.layers\.2\S+(, model\.layers\.2\S+){4} and 4 more",
     ),
     "damaged": (cut, r"model\.safetensors: got SafetensorError"),
+    "a-damaged-index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+        r"index\.json: got AttributeError",
+    ),
     "a-part-lost": (lose_a_part, r"model-00002-of-00002\.safetensors: got FileNotFoundError"),
     "pickled": (pickle_weights, r"pytorch_model\.bin alone.*save_pretrained"),
     "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "a folder without weights"),
