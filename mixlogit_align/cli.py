@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import os
+import shlex
+import shutil
+import signal
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixlogit_align import __version__
 from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError, explain
 
+if TYPE_CHECKING:
+    from mixlogit_align.alignment import AlignmentConfig, RunResult
+
 PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+# Where processes train together: how long the others leave an error to the first, whose end ends them too.
+TURN_SECONDS = 3.0
 
 EXAMPLES = """examples:
   mixlogit-align demo                                  everything once, on simulated choices; then open the report
@@ -85,11 +97,31 @@ FIT_EXAMPLES = """examples:
 exit status: 0 converged; 1 not converged or no estimate; 2 wrong usage or data; 130 interrupted
 """
 
+TRAIN = """\
+Any setting of the file can be replaced: --section.setting value, for example --preference.optim.lr 1e-6;
+--settings shows them all. Under torchrun the processes train one policy together, sharded over them, and the main
+one prints and writes."""
+
+TRAIN_EXAMPLES = """examples:
+  mixlogit-align COMMAND --config run.yaml
+  mixlogit-align COMMAND --config run.yaml --out runs/two --STAGE.optim.lr 1e-6
+  mixlogit-align COMMAND --config run.yaml --resume            begin, or go on from the last checkpoint
+  mixlogit-align COMMAND --config run.yaml --print-config      every setting as this command resolves it
+  mixlogit-align COMMAND --settings data                       what settings there are, and what they mean
+  torchrun --nproc-per-node 8 -m mixlogit_align COMMAND --config run.yaml --resume
+
+exit status: 0 done; 1 the run failed; 2 wrong usage, settings or data;
+130 interrupted: the same command with --resume goes on
+
+a complete configuration:
+
+"""
+
 EXAMPLE_CONFIG = """\
 out: runs/first                   # the run folder
 name: first
 data:
-  source: simulated               # or hh, humour: with folder, max_train, max_eval in place of what follows
+  source: simulated               # or hh, prism, community, table, mg2019, mms2019, humour: see --settings data
   num_train: 2048
   num_eval: 512
 model: {kind: new, hidden_size: 64, num_layers: 2}       # or {kind: pretrained, path: FOLDER}
@@ -122,10 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         From ``--help``, ``--version`` and wrong arguments.
     """
+    words = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
-    options, rest = parser.parse_known_args(argv)
-    options.settings = _overrides(parser, rest) if options.run in (_sft, _train) else []
-    if rest and not options.settings:
+    options, rest = parser.parse_known_args(words)
+    if options.run in (_sft, _train):
+        options.settings, options.again = _overrides(parser, rest), _again(words)
+    elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status: int = options.run(options)
@@ -133,17 +167,60 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return INTERRUPTED
     except (InvalidInputError, IntegrationError, OSError) as error:
-        print(f"mixlogit-align: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return USAGE
     except MixlogitError as error:
-        print(f"mixlogit-align: failed: {error}", file=sys.stderr)
+        _complain(f"failed: {error}")
         return FAILED
     return status
 
 
+def _rank() -> int:
+    """This process among those that torchrun started; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _wait_for_turn() -> None:
+    """Let the first process of this machine speak before this one.
+
+    What all meet is then told once, as torchrun ends the others when one has failed; what this one meets alone is told
+    a moment later.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(TURN_SECONDS)
+
+
+def _complain(message: str) -> None:
+    _wait_for_turn()
+    rank = _rank()
+    print(f"mixlogit-align: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr, flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _wait_for_turn()
+        super().error(message)
+
+
+class _Settings(argparse.Action):
+    """Prints the manual of settings and stops, as ``--help`` does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> NoReturn:
+        from mixlogit_align.alignment.manual import manual
+
+        try:
+            print(manual(values, width=min(shutil.get_terminal_size().columns, 100)), end="")
+        except InvalidInputError as error:
+            _complain(f"error: {error}")
+            parser.exit(USAGE)
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mixlogit-align",
         description="Mixed logit for choices and for preference alignment.",
         epilog=EXAMPLES,
@@ -174,19 +251,27 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(command("study", "recover a known truth many times: bias and coverage", STUDY, STUDY_EXAMPLES))
     _add_fit(command("fit", "estimate a mixed logit from a table of choices", FIT, FIT_EXAMPLES))
 
-    for name, what, run in (
-        ("sft", "run the supervised stage of a configuration", _sft),
-        ("train", "run the stages of a configuration", _train),
+    for name, stage, what, run in (
+        ("sft", "sft", "run the supervised stage of a configuration", _sft),
+        ("train", "preference", "run the stages of a configuration", _train),
     ):
-        train = command(
-            name,
-            what,
-            "Any setting of the file can be replaced: --section.setting value, for example --out runs/two\n"
-            "or --preference.optim.lr 1e-6.",
-            f"a complete configuration:\n\n{textwrap.indent(EXAMPLE_CONFIG, '  ')}",
-        )
-        train.add_argument("--config", type=Path, required=True, help="YAML file of settings")
-        train.add_argument("--overwrite", action="store_true", help="replace an earlier run in the same folder")
+        examples = TRAIN_EXAMPLES.replace("COMMAND", name).replace("STAGE", stage)
+        train = command(name, what, TRAIN, examples + textwrap.indent(EXAMPLE_CONFIG, "  "))
+        train.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML file of settings")
+        earlier = train.add_mutually_exclusive_group()
+        earlier.add_argument(
+            "--resume", action="store_true",
+            help="go on from the last checkpoint of the run in the folder; where there is none, begin",
+        )  # fmt: skip
+        earlier.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+        train.add_argument(
+            "--settings", metavar="SECTION", nargs="?", action=_Settings,
+            help="show every setting, or those of a section, with type, default and meaning, and stop",
+        )  # fmt: skip
+        train.add_argument(
+            "--print-config", "--print_config", action="store_true",
+            help="show the resolved settings as YAML that --config reads, and stop",
+        )  # fmt: skip
         train.set_defaults(run=run)
 
     report = command(
@@ -316,20 +401,38 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_fit)
 
 
+FLAGS = ("config", "resume", "overwrite", "settings", "print-config", "help")
+
+
 def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
     """``--section.setting value`` and ``--section.setting=value`` as ``section.setting=value``."""
     found: list[str] = []
     words = iter(rest)
-    for word in words:
+    word = next(words, None)
+    while word is not None:
         name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not name:
             parser.error(f"unrecognized argument: {word}; settings are --section.setting value")
+        if near := difflib.get_close_matches(name, FLAGS, n=1, cutoff=0.8):
+            parser.error(f"unrecognized argument: --{name}; try --{near[0]}")
+        word = next(words, None)
         if not equals:
-            value = next(words, "")
-            if not value:
-                parser.error(f"no value for --{name}")
+            if word is None or word.startswith("--"):
+                parser.error(f"no value for --{name}; a value that begins with -- is written --{name}=VALUE")
+            value, word = word, next(words, None)
         found.append(f"{name}={value}")
     return found
+
+
+def _again(words: Sequence[str]) -> str:
+    """The command that goes on with this one's run."""
+    arguments = [*(word for word in words if word not in ("--overwrite", "--resume")), "--resume"]
+    launcher = "mixlogit-align"
+    if "RANK" in os.environ:
+        alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
+        processes = f"--nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')}" if alone else "... (as before)"
+        launcher = f"torchrun {processes} -m mixlogit_align"
+    return f"{launcher} {shlex.join(arguments)}"
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -366,9 +469,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
+    import contextlib
     import dataclasses
 
-    from mixlogit_align.alignment import RichProgress, load_config, run_alignment
+    from mixlogit_align.alignment import RichProgress, dump_config, load_config, run_alignment
     from mixlogit_align.report import write_report
 
     config = load_config(options.config, options.settings)
@@ -383,17 +487,42 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
                 )
             )
         config = dataclasses.replace(config, preference=None)
-    with RichProgress() as progress:
-        result = run_alignment(config, progress=progress, overwrite=options.overwrite)
+    is_main = _rank() == 0
+    if options.print_config:
+        if is_main:
+            print(dump_config(config), end="")
+        return PASSED
+    try:
+        with RichProgress() if is_main else contextlib.nullcontext() as progress:
+            result = run_alignment(config, progress=progress, overwrite=options.overwrite, resume=options.resume)
+    except KeyboardInterrupt:
+        if "RANK" in os.environ:  # torchrun passes the signal on once more
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if is_main:
+            print(f"interrupted; the run so far is in {config.out}. To go on:\n  {options.again}", file=sys.stderr)
+        return INTERRUPTED
+    if is_main:
+        _print_result(config, result)
+        write_report([result.path], result.path / "report.html")
+        print(f"run folder: {result.path}, with a report.html ({result.seconds:.0f} s)")
+    return PASSED
+
+
+def _print_result(config: AlignmentConfig, result: RunResult) -> None:
     print(f"data: {config.data.source}")
     for stage, metrics in result.metrics.items():
         print(
             f"{stage}: held-out "
             + ", ".join(f"{name} {metrics[name]:.4f}" for name in ("loss", "rewards/accuracies") if name in metrics)
         )
-    write_report([result.path], result.path / "report.html")
-    print(f"run folder: {result.path}, with a report.html ({result.seconds:.0f} s)")
-    return PASSED
+    if result.strength is not None:
+        now, first = result.strength, result.strength["initial"]
+        print(
+            f"strength: {now['family']}, "
+            + ", ".join(f"{name} {now[name]:.4f} (at first {first[name]:.4f})" for name in ("mean", "sd"))
+        )
+    for alarm in result.alarms:
+        print(f"ALARM {alarm['name']} ({alarm['stage']}, step {alarm['step']}): {alarm['message']}")
 
 
 def _report(options: argparse.Namespace) -> int:

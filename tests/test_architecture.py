@@ -30,7 +30,7 @@ BELOW = {
     "alignment": {"numerics", "distributions", "inference"},
     "report": {"numerics", "distributions", "inference", "econometrics", "alignment"},
 }
-TOP = {"", "cli", "demo"}  # these may import every room
+TOP = {"", "__main__", "cli", "demo"}  # these may import every room
 FREE = {"errors"}  # every room may import these
 
 # What a room may import from outside the standard library, where design narrows it.

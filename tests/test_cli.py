@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from mixlogit_align import cli
-from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, StrengthConfig
+from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, ModelConfig, StrengthConfig, UpdateConfig
 from mixlogit_align.alignment.settings import parse_config
 from mixlogit_align.errors import ConvergenceError, IntegrationError, InvalidInputError
 
@@ -102,6 +102,10 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
         (["report", "somewhere", "--strength.lr", "1"], "unrecognized arguments: --strength.lr 1"),
         (["train", "--config", "run.yaml", "stray"], "unrecognized argument: stray"),
         (["train", "--config", "run.yaml", "--seed"], "no value for --seed"),
+        (["train", "--config", "run.yaml", "--seed", "--name", "x"], "no value for --seed"),
+        (["train", "--config", "run.yaml", "--resme", "--seed", "1"], "unrecognized argument: --resme; try --resume"),
+        (["sft", "--config", "run.yaml", "--resume", "--overwrite"], "not allowed with argument --resume"),
+        (["train", "--settings", "preference.lr"], "preference.optim.lr"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +125,14 @@ def one_line(text: str) -> bool:
         (["--preference.optim.lr", "fast"], "preference.optim.lr: got 'fast'"),
         (["--preferenc.optim.lr=1"], "unknown preferenc"),
         (["--preference.strength.family", "cauchy"], "expected one of point, lognormal, gamma"),
+        (["--preference.strength.sigma", "1"], "unknown preference.strength.sigma"),
+        (["--preference.batch_size", "2.5"], "preference.batch_size: got '2.5'; expected a value of type int"),
+        (["--preference.batch_size", "0"], "preference.batch_size: got 0"),
+        (["--optim.lr", "1"], "Try sft.optim or preference.optim"),
+        (["--seed="], "seed: got ''; expected a value of type int"),
+        (["--seed.x", "1"], "seed: got {'x': '1'}; expected a value of type int"),
+        (["--data", "{source: hh"], "data: got expected ',' or '}'"),
+        (["--device", "abacus"], "device: got 'abacus'"),
     ],
 )
 def test_a_wrong_setting_is_one_line(
@@ -131,6 +143,14 @@ def test_a_wrong_setting_is_one_line(
     assert message in error
     assert one_line(error)
     assert not (config.parent / "run").exists()
+
+
+@pytest.mark.parametrize("setting", ["data={source: hh, path: absent}", "model={kind: pretrained, path: absent}"])
+def test_missing_data_or_policy_is_one_line(config: Path, setting: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", str(config), f"--{setting}"]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "absent" in error
+    assert one_line(error)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,7 +168,13 @@ def test_help_shows_a_complete_configuration(command: str, capsys: pytest.Captur
     config = parse_config(yaml.safe_load(cli.EXAMPLE_CONFIG))
     assert config.sft is not None
     assert config.preference is not None
-    options = (*DataConfig.__args__, *StrengthConfig.__args__, *IntegrationConfig.__args__)
+    options = (
+        *DataConfig.__args__,
+        *StrengthConfig.__args__,
+        *IntegrationConfig.__args__,
+        *UpdateConfig.__args__,
+        *ModelConfig.__args__,
+    )
     tags = [dataclasses.fields(option)[0].default for option in options]
     assert [tag for tag in tags if tag not in cli.EXAMPLE_CONFIG] == []
 
@@ -210,7 +236,9 @@ def test_our_own_faults_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
     [
         ([], []),
         (["--optim.lr", "1e-6", "--seed=3"], ["optim.lr=1e-6", "seed=3"]),
-        (["--a", "--b"], ["a=--b"]),  # a value may begin with dashes, as a negative number does
+        (["--loc", "-2.3"], ["loc=-2.3"]),
+        (["--a=--b"], ["a=--b"]),
+        (["--tracking", "[wandb]", "--sft=null"], ["tracking=[wandb]", "sft=null"]),
         (["--out", "x=y"], ["out=x=y"]),
     ],
 )

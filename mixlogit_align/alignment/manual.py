@@ -141,8 +141,9 @@ def manual(section: str | None = None, *, width: int = 100) -> str:
     chosen = [item for item in everything if section is None or f"{item.path}.".startswith(f"{section}.")]
     if not chosen:
         paths = [item.path for item in everything]
+        above, dot, last = str(section).rpartition(".")
         near = difflib.get_close_matches(str(section), paths, n=1)
-        hint = known_as(str(section)) or (near[0] if near else "the name of a section, or none for all")
+        hint = known_as(last, above + dot) or (near[0] if near else "the name of a section, or none for all")
         raise InvalidInputError(explain("settings", got=f"unknown {section}", expected="a known setting", hint=hint))
     indent = " " * 4
     text = "".join(
