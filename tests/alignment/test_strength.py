@@ -185,6 +185,19 @@ def test_what_is_set_is_the_solution_as_float32_holds_it(family, transform, requ
     assert {(p.dtype, p.requires_grad) for p in parameters} == {(torch.float32, requires_grad)}
 
 
+@pytest.mark.parametrize(("mean", "cv"), [(0.03, 0.05), (0.6, 0.05), (0.03, 2.0), (0.6, 2.0)])
+@pytest.mark.parametrize("family", ["gamma", "lognormal"])
+def test_the_start_does_not_decide_the_maximum(family, mean, cv):
+    """Where the spread is narrow, the likelihood curves upwards in its log: plain Newton steps go the wrong way."""
+    delta = simulate(cv=1.0, size=1000, seed=11)
+    expected = solve_strength(LearnableMixing.from_mean_cv(family, 0.12, 0.7), delta, torch.ones(1000), WIDE)
+    solution = solve_strength(LearnableMixing.from_mean_cv(family, mean, cv), delta, torch.ones(1000), WIDE)
+    assert solution.converged
+    assert not solution.at_bound
+    # converged to 1e-5 standard errors of about 0.2
+    assert (solution.mean, solution.cv) == pytest.approx((expected.mean, expected.cv), rel=1e-5)
+
+
 @pytest.mark.parametrize("family", ["gamma", "lognormal"])
 def test_no_parameter_would_rather_be_elsewhere(family):
     delta, mixing = simulate(cv=1.0, size=2000, seed=3), LearnableMixing.from_mean_cv(family, 0.12, 0.7)
