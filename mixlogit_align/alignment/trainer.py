@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.parallel import World, average_gradients, clip_gradients
-from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.alignment.progress import HELD_OUT, Progress
 from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING
 from mixlogit_align.alignment.tracking import Tracker
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
@@ -250,6 +250,7 @@ class Trainer:
         def evaluate(step: int, seen: int) -> dict[str, float]:
             metrics = {**objective.evaluate(eval_rows), **objective.state_metrics(step)}
             self.log.write(stage=stage, split="eval", step=step, examples_seen=seen, **metrics)
+            self.progress(stage, seen, total, {HELD_OUT + name: value for name, value in metrics.items()})
             self.evaluated()
             return metrics
 
