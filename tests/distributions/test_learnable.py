@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mixlogit_align import LearnableMixing, MixedLogit
+from mixlogit_align.distributions.learnable import mixing_of_mean_cv
 from mixlogit_align.errors import InvalidInputError
 
 FAMILIES = ["lognormal", "gamma", "inverse_gaussian", "weibull", "normal"]
@@ -36,6 +37,21 @@ def test_mean_and_cv(family, cv, transform):
     assert summary["sd"] == pytest.approx(0.1 * cv, rel=2e-4)
     assert all(p.dtype == torch.float32 and p.dim() == 0 for p in module.parameters())
     assert module().mean.item() == pytest.approx(summary["mean"], rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["lognormal", "gamma", "inverse_gaussian", "normal"])
+@pytest.mark.parametrize("cv", [0.05, 0.7, 2.0])
+def test_a_distribution_of_mean_and_cv_has_them_and_their_derivatives(family, cv):
+    def moments(mean_cv):
+        mixing = mixing_of_mean_cv(family, *mean_cv)
+        return torch.stack([mixing.mean, mixing.variance.sqrt() / mixing.mean])
+
+    given = torch.tensor([0.1, cv], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(moments(given), given, rtol=1e-12, atol=0.0)
+    # the identity, whose derivatives are known; rounding of a cv from a variance
+    jacobian = torch.autograd.functional.jacobian(moments, given)
+    torch.testing.assert_close(jacobian, torch.eye(2, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+    assert torch.autograd.gradgradcheck(moments, given)
 
 
 def test_no_variation_is_a_point():
