@@ -44,7 +44,7 @@ PAD, END = "<|pad|>", "<|endoftext|>"
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "model*.safetensors")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PART_BYTES = 2 * 10**9
-PROBE_NUMBERS = 10**9  # parameters in the largest model that is built to look at its logits
+MOST_NUMBERS = 10**9  # parameters of the largest model that is built whole, to look at its logits
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -208,8 +208,8 @@ def load_weights(model: nn.Module, config: ModelConfig, device: torch.device, dt
     Raises
     ------
     InvalidInputError
-        When there are no safetensors files, or one is damaged; when weights are missing, unexpected, of another shape
-        or type, or would have to be merged or split.
+        When there are no safetensors files, or one is damaged; when weights are missing, unexpected, of another shape,
+        or would have to be merged or split.
     """
     tensors = _tensors(model)
     filled = {}
@@ -218,7 +218,7 @@ def load_weights(model: nn.Module, config: ModelConfig, device: torch.device, dt
         if not isinstance(config, NewModel):
             sources = _locate(model, tensors, resolve(config.path), files)
         for names, tensor in tensors:
-            local = _read(tensor, [sources[name] for name in names if name in sources], names)
+            local = _read(tensor, [sources[name] for name in names if name in sources])
             if not isinstance(tensor, nn.Parameter):
                 value = local.to(device, tensor.dtype, copy=True)
             else:
@@ -330,12 +330,12 @@ def _without_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _refusing(expected: str, path: str) -> Iterator[None]:
-    """Say in our words what transformers cannot read."""
+    """Say what transformers cannot read, whatever it raises of it."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        if isinstance(error, InvalidInputError):
-            raise
+    except InvalidInputError:
+        raise
+    except Exception as error:
         raise InvalidInputError(
             explain(
                 "model.path",
@@ -374,35 +374,14 @@ def _parameters_on_meta() -> Iterator[None]:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
-@torch.no_grad()
 def _check_projection(settings: Any, name: str) -> None:
-    """Logits must be the head applied to the hidden states, in a model with the same settings, few words and no layers.
-
-    What a model does around its layers is all there, whatever its size; logits are made large enough to be capped.
-    """
-    small = copy.deepcopy(settings)
-    text = small.get_text_config()
-    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 8, None
-    why = ""
+    """Refuse a model whose logits are not its head applied to its hidden states."""
     try:
-        size = sum(parameter.numel() for parameter in _without_weights(small).parameters())
-        assert size <= PROBE_NUMBERS, f"{size} numbers without its layers"
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False).eval()
-            head = model.get_output_embeddings()
-            head.weight.normal_(std=10.0)
-        ids = torch.arange(8)[None]
-        logits = model(input_ids=ids, use_cache=False).logits
-        projected = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    except Exception as error:  # a model that cannot be tried is not vouched for, whatever the reason
-        why = f"no way to see whether its head gives its logits ({_brief(error)})"
-    else:
-        if not torch.allclose(
-            projected, logits, rtol=1e-4, atol=1e-4
-        ):  # float32 rounding; scaling and capping are far off
-            why = "logits that its head does not give from its hidden states"
-    if why:
+        plain = _is_plain(settings)
+        why = "logits that its head does not give from its hidden states"
+    except Exception as error:  # what cannot be tried is not vouched for, whatever the reason
+        plain, why = False, f"no way to see whether its head gives its logits ({_brief(error)})"
+    if not plain:
         raise InvalidInputError(
             explain(
                 f"policy {name}",
@@ -411,6 +390,29 @@ def _check_projection(settings: Any, name: str) -> None:
                 hint="GPT-NeoX, Llama or another plain causal model",
             )
         )
+
+
+@torch.no_grad()
+def _is_plain(settings: Any) -> bool:
+    """Whether logits are the head applied to the hidden states, tried without layers and with a small vocabulary.
+
+    What such a model does around its layers is what the large one does. Its head is large, so that a cap shows.
+    """
+    small = copy.deepcopy(settings)
+    text = small.get_text_config()
+    text.num_hidden_layers, text.vocab_size, text.pad_token_id = 0, 8, None
+    numbers = sum(parameter.numel() for parameter in _without_weights(small).parameters())
+    if numbers > MOST_NUMBERS:
+        raise MixlogitError(f"{numbers} parameters beside its layers")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(small, dtype=torch.float32, trust_remote_code=False).eval()
+        head = model.get_output_embeddings()
+        head.weight.normal_(std=10.0)
+    ids = torch.arange(8)[None]
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    # Float32 rounding lies below this; a scale or a cap is far off.
+    return torch.allclose(head(hidden), model(input_ids=ids, use_cache=False).logits, rtol=1e-4, atol=1e-4)
 
 
 # --- weights ---------------------------------------------------------------------------------------
@@ -444,6 +446,17 @@ def _weight_files(folder: Path) -> list[Path]:
     )
 
 
+def _entries(folder: Path, files: contextlib.ExitStack) -> Iterator[tuple[Any, str]]:
+    """Every open file and name in it."""
+    for path in _weight_files(folder):
+        try:
+            file = files.enter_context(safe_open(path, framework="pt"))
+        except (OSError, SafetensorError) as error:
+            raise _damaged(path, error) from error
+        for key in file.keys():  # noqa: SIM118
+            yield file, key
+
+
 def _locate(
     model: Any, tensors: list[tuple[list[str], Tensor]], folder: Path, files: contextlib.ExitStack
 ) -> dict[str, tuple[Any, str]]:
@@ -456,56 +469,42 @@ def _locate(
     sources: dict[str, tuple[Any, str]] = {}
     unexpected: dict[str, str] = {}
     converted, twice = [], []
-    for path in _weight_files(folder):
-        try:
-            file = files.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise _damaged(path, error) from error
-        for key in file.keys():  # noqa: SIM118
-            name, merged = rename_source_key(key, renamings, converters, blueprint.base_model_prefix, wanted)
-            if name not in wanted and key in wanted:
-                name, merged = key, None
-            if merged is not None:
-                converted.append(key)
-            elif name not in wanted:
-                unexpected[name] = key
-            elif name in sources:
-                twice.append(key)
-            else:
-                sources[name] = (file, key)
-    if converted:
-        raise InvalidInputError(
-            explain(
-                f"weights in {folder}",
-                got=f"{_listed(converted)}, which transformers merges or splits as it loads them",
-                expected="one weight in the file for each of the model's",
-                hint="`AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, save_original_format=False)`",
-            )
-        )
+    for file, key in _entries(folder, files):
+        name, pattern = rename_source_key(key, renamings, converters, blueprint.base_model_prefix, wanted)
+        if name not in wanted and key in wanted:
+            name, pattern = key, None
+        if pattern is not None:
+            converted.append(key)
+        elif name not in wanted:
+            unexpected[name] = key
+        elif name in sources:
+            twice.append(key)
+        else:
+            sources[name] = (file, key)
     lacking = [(names[0], tensor) for names, tensor in tensors if not any(name in sources for name in names)]
-    # The model's own rules for what old files hold beside the weights, and buffers that they lack.
+    # The model's own rules for what old files hold beside the weights, and for buffers that they lack.
     keys = SimpleNamespace(missing_keys={name for name, _ in lacking}, unexpected_keys=set(unexpected))
     blueprint._adjust_missing_and_unexpected_keys(keys)
-    missing = [name for name, tensor in lacking if isinstance(tensor, nn.Parameter) or name in keys.missing_keys]
-    misshapen = [
-        f"{name} {found} instead of {tuple(tensor.shape)}"
-        for names, tensor in tensors
-        for name in names
-        if name in sources and (found := _shape(*sources[name])) != tuple(tensor.shape)
-    ]
     faults = {
-        "missing": missing,
+        "merged or split by transformers as it loads": converted,
+        "missing": [name for name, tensor in lacking if isinstance(tensor, nn.Parameter) or name in keys.missing_keys],
         "unexpected": [unexpected[name] for name in sorted(keys.unexpected_keys)],
         "twice": twice,
-        "of another shape": misshapen,
+        "of another shape": [
+            f"{name} {found} instead of {tuple(tensor.shape)}"
+            for names, tensor in tensors
+            for name in names
+            if name in sources and (found := _shape(*sources[name])) != tuple(tensor.shape)
+        ],
     }
     if any(faults.values()):
+        again = "`AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder, save_original_format=False)`"
         raise InvalidInputError(
             explain(
                 f"weights in {folder}",
                 got="; ".join(f"{what}: {_listed(found)}" for what, found in faults.items() if found),
                 expected=f"exactly the weights of the {type(blueprint).__name__} that config.json describes",
-                hint="the config.json and the weights of one model",
+                hint=again if converted else "the config.json and the weights of one model",
             )
         )
     return sources
@@ -528,7 +527,7 @@ def _listed(names: list[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _read(like: Tensor, sources: list[tuple[Any, str]], names: list[str]) -> Tensor:
+def _read(like: Tensor, sources: list[tuple[Any, str]]) -> Tensor:
     """This process's part of one weight, as its file has it; the weight's present value where no file has it."""
     if not sources:
         return like.to_local() if isinstance(like, DTensor) else like
@@ -567,12 +566,11 @@ def _file_names(blueprint: Any) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _all_or_none(partial: Path, world: World) -> Iterator[None]:
-    """What cannot be written on the main process fails on all, and leaves nothing half written."""
+    """What fails on the main process fails on all, and leaves nothing half written."""
     met: Exception | None = None
     try:
         yield
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
         met = MixlogitError(
             explain(
                 f"exporting the policy to {partial.parent}",
@@ -581,4 +579,8 @@ def _all_or_none(partial: Path, world: World) -> Iterator[None]:
                 hint="freeing space and resuming the run",
             )
         )
+    except Exception as error:
+        met = error
+    if met is not None:
+        shutil.rmtree(partial, ignore_errors=True)
     world.agree(met)
