@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ from mixlogit_align.alignment.config import (
     PreferenceConfig,
     StageConfig,
 )
+from mixlogit_align.alignment.conversations import texts
 from mixlogit_align.alignment.data import StrengthTruth, load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
-from mixlogit_align.alignment.data.schema import SPLITS, Comparison, PreferenceData, Split
+from mixlogit_align.alignment.data.schema import SPLITS, PreferenceData, Split
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.losses import MixDPOLoss
@@ -161,7 +163,8 @@ class Run:
     def __init__(self, config: AlignmentConfig, folder: RunFolder, world: World, progress: Progress) -> None:
         self.config, self.folder, self.world, self.progress = config, folder, world, progress
         self.precision = resolved(config.precision, config.device)
-        self.log = MetricsLog(None)
+        self.begun = time.perf_counter()
+        self.log = MetricsLog(None, begun=self.begun)
         self.alarms: list[Alarm] = []
         self.held_out: dict[str, Mapping[str, float]] = {}
 
@@ -230,7 +233,7 @@ class Run:
         from mixlogit_align.alignment import hf
 
         splits = {name: data.split(name) for name in SPLITS}
-        tokenizer = hf.load_tokenizer(self.config.model, training_texts(splits["train"]))
+        tokenizer = hf.load_tokenizer(self.config.model, (text for row in splits["train"] for text in texts(row)))
         tokenized = {
             name: tokenize(split, tokenizer, self.config.tokenization, source=self.config.data.source)
             for name, split in splits.items()
@@ -363,9 +366,9 @@ class Run:
     def _open_log(self) -> MetricsLog:
         """``metrics.jsonl`` up to the last checkpoint, and the trackers beside it; on the main process."""
         if not self.world.is_main:
-            return MetricsLog(None)
+            return MetricsLog(None, begun=self.begun)
         keep = 0 if self.reached is None else self.reached.log_bytes
-        log = MetricsLog(self.folder.path / "metrics.jsonl", keep_bytes=keep)
+        log = MetricsLog(self.folder.path / "metrics.jsonl", keep_bytes=keep, begun=self.begun)
         log.trackers = open_trackers(
             self.config.tracking,
             self.folder.path,
@@ -381,13 +384,6 @@ class Run:
         if found != self.alarms:
             self.alarms = found
             self.folder.write("run.json", self.record("running"))
-
-
-def training_texts(rows: Sequence[Comparison]) -> Iterator[str]:
-    """The texts that a new model's tokenizer is trained on."""
-    for row in rows:
-        yield from [row.prompt] if isinstance(row.prompt, str) else [message.content for message in row.prompt]
-        yield from row.responses
 
 
 def _dtype(precision: Precision) -> torch.dtype:

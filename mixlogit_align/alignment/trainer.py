@@ -99,6 +99,8 @@ class MetricsLog:
         None writes nothing: processes other than the main one.
     keep_bytes : int
         What lies beyond this is cut off: a resumed run writes it again.
+    begun : float, optional
+        When this part of the run began, by `time.perf_counter`; now by default.
 
     Attributes
     ----------
@@ -108,7 +110,7 @@ class MetricsLog:
         Get every record too, and are closed with the log.
     """
 
-    def __init__(self, path: Path | None, *, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path | None, *, keep_bytes: int = 0, begun: float | None = None) -> None:
         self.records: list[dict[str, Any]] = []
         self.trackers: Sequence[Tracker] = ()
         self._file = None
@@ -119,7 +121,7 @@ class MetricsLog:
             self._file.seek(0)
             self.records = [json.loads(line) for line in self._file]
             self._before = self.records[-1]["seconds"] if self.records else 0.0
-        self._start = time.perf_counter()
+        self._start = time.perf_counter() if begun is None else begun
 
     def __enter__(self) -> MetricsLog:
         return self

@@ -47,9 +47,12 @@ PREFERENCE_KEYS = {
     "stage", "split", "step", "examples_seen", "loss", "rewards/accuracies", "rewards/margins", "margin/sum",
     "log_ratio/margins", "log_ratio/sd", "pair_weight",
     "rewards/chosen", "rewards/rejected", "logps/chosen", "logps/rejected",
-    "strength/mean", "strength/sd", "seconds",
+    "strength/mean", "strength/sd", "strength/drift_share", "seconds",
 }  # fmt: skip
-STEP_KEYS = {"grad_norm", "grad_norm/strength", "learning_rate", "learning_rate/strength"}
+STEP_KEYS = {
+    "grad_norm", "grad_norm/strength", "learning_rate", "learning_rate/strength", "tokens", "examples_per_second",
+    "tokens_per_second",
+}  # fmt: skip
 
 
 def tiny_config(out: Path, **changes) -> AlignmentConfig:

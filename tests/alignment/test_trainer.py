@@ -13,7 +13,17 @@ from mixlogit_align.alignment import NonFiniteLossError
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data import Comparison
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
-from mixlogit_align.alignment.trainer import MetricsLog, ParameterGroup, StageLoss, Trainer, shuffled_batches
+from mixlogit_align.alignment.parallel import World
+from mixlogit_align.alignment.trainer import (
+    MetricsLog,
+    ParameterGroup,
+    StageLoss,
+    Trainer,
+    build_optimizer,
+    check_batch_size,
+    shuffled_batches,
+)
+from mixlogit_align.errors import InvalidInputError
 
 
 def rows(count: int) -> list[TokenizedComparison]:
@@ -36,24 +46,40 @@ class Toy(nn.Module):
         self.strength = nn.Parameter(torch.zeros(()))
         self.pull, self.spoil, self.where = pull, spoil, where
         self.seen: list[list[int]] = []
+        self.after: list[tuple[list[float], int]] = []
 
     def forward(self, batch, *, step):
         self.seen.append(batch.pair_ids.tolist())
-        total = len(batch) * ((self.policy - 1) ** 2 + self.pull * (self.strength - 1) ** 2)
+        loss = ((self.policy - 1) ** 2 + self.pull * (self.strength - 1) ** 2) * batch.weights
         if step == self.spoil and self.where == "loss":
-            total = total * torch.nan
+            loss = torch.where(batch.pair_ids == self.seen[-1][-1], torch.nan, loss)
+        total = loss.sum()
         if step == self.spoil and self.where == "gradient":
             total = total + (self.policy * 0).sqrt()
-        return StageLoss(total=total, count=batch.weights.sum(), metrics={"extra": total.detach()})
+        return StageLoss(total=total, values={"weight": batch.weights, "loss": loss.detach()})
+
+    def count(self, rows):
+        return float(len(rows))
+
+    def tokens(self, rows):
+        return 4 * len(rows)
+
+    def metrics(self, values):
+        return {"loss": values["loss"].mean().item(), "rows": len(values["loss"])}
 
     def evaluate(self, eval_rows):
         return {"loss": float(len(eval_rows))}
 
-    def log_metrics(self):
-        return {"strength/mean": self.strength.item()}
+    def state_metrics(self, step):
+        return {"strength/mean": self.strength.item(), "strength/steps": step}
+
+    def after_step(self, values, step):
+        self.after.append((values["loss"].tolist(), step))
 
 
-def run(tmp_path, objective, num_rows=10, max_grad_norm=1.0, progress=None, **settings):
+def run(
+    tmp_path, objective, num_rows=10, max_grad_norm=1.0, progress=None, save=None, save_every_examples=None, **settings
+):
     settings = {"batch_size": 4, "eval_every_examples": 8, **settings}
     config = StageConfig(optim=OptimConfig(name="rmsprop", lr=0.1, warmup_steps=2), **settings)
     groups = [
@@ -62,8 +88,9 @@ def run(tmp_path, objective, num_rows=10, max_grad_norm=1.0, progress=None, **se
     ]
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         trainer = Trainer(collator=Collator(pad_id=0), log=log, progress=progress or (lambda *_: None), seed=5)
-        final = trainer.run("toy", config, objective, groups, rows(num_rows), rows(3))
-    return final
+        optimizer = build_optimizer(groups, config.optim)
+        saving = {} if save is None else {"save": save, "save_every_examples": save_every_examples}
+        return trainer.run("toy", config, objective, groups, optimizer, rows(num_rows), rows(3), **saving)
 
 
 def read(tmp_path):
@@ -80,9 +107,12 @@ def test_every_step_and_every_evaluation_is_logged(tmp_path):
     assert final["loss"] == 3.0
     first = log[1]
     assert first.keys() == {
-        "stage", "split", "step", "examples_seen", "loss", "extra", "strength/mean", "grad_norm",
-        "grad_norm/strength", "learning_rate", "learning_rate/strength", "seconds",
+        "stage", "split", "step", "examples_seen", "loss", "rows", "strength/mean", "strength/steps", "grad_norm",
+        "grad_norm/strength", "learning_rate", "learning_rate/strength", "tokens", "seconds", "examples_per_second",
+        "tokens_per_second",
     }  # fmt: skip
+    assert [r["tokens"] for r in log if r["split"] == "train"] == [16, 16, 16, 16, 16]
+    assert [r["strength/steps"] for r in log] == [0, 0, 1, 2, 2, 3, 4, 4, 5][: len(log)]
     assert [r["learning_rate"] for r in log if r["split"] == "train"] == pytest.approx([0.05] + [0.1] * 4)
     assert calls == [("toy", n, 20) for n in (0, 4, 8, 12, 16, 20)]
     # the state that made this step's loss, not the one after it
@@ -96,8 +126,8 @@ def test_every_epoch_visits_every_row_once_in_an_order_the_seed_fixes(tmp_path):
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
     config = StageConfig(batch_size=4, eval_every_examples=4, num_epochs=2)
-    assert list(shuffled_batches(10, config, seed=5)) == objective.seen
-    assert list(shuffled_batches(10, config, seed=6)) != objective.seen
+    assert shuffled_batches(10, config, seed=5) == objective.seen
+    assert shuffled_batches(10, config, seed=6) != objective.seen
 
 
 def test_the_strengths_gradient_does_not_rescale_the_policys(tmp_path):
@@ -118,11 +148,45 @@ def test_the_gradient_is_clipped_before_the_step(tmp_path):
     assert free.policy.item() != clipped.policy.item()
 
 
+def test_a_batch_in_parts_is_the_same_batch(tmp_path):
+    whole, parts = Toy(), Toy()
+    run(tmp_path, whole, num_rows=11)
+    before = read(tmp_path)
+    run(tmp_path, parts, num_rows=11, accumulation=2)
+    clock = {"seconds", "examples_per_second", "tokens_per_second"}
+    assert [{k: v for k, v in r.items() if k not in clock} for r in read(tmp_path)] == [
+        {k: v for k, v in r.items() if k not in clock} for r in before
+    ]
+    assert [len(ids) for ids in parts.seen] == [2, 2, 2, 2, 2, 1]
+    assert parts.after == whole.after
+
+
+@pytest.mark.parametrize("every", [None, 4])
+def test_saves_come_at_their_examples_and_at_the_end(tmp_path, every):
+    saved = []
+
+    def save(step, held_out):
+        saved.append((step, held_out["loss"]))
+
+    run(tmp_path, Toy(), num_rows=10, num_epochs=2, save=save, save_every_examples=every)
+    assert saved == [(step, 3.0) for step in ((2, 4, 5) if every is None else (1, 2, 3, 4, 5))]
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(3, 1), (2, 3)])
+def test_a_batch_size_that_does_not_divide_is_refused(size, accumulation):
+    config = StageConfig(batch_size=64, eval_every_examples=64, accumulation=accumulation)
+    with pytest.raises(
+        InvalidInputError, match=r"sft\.batch_size: got 64; expected a multiple of [36]: [23] processes"
+    ):
+        check_batch_size("sft", config, World(rank=0, size=size))
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_nan_stops_the_run_before_it_spoils_the_parameters(tmp_path, where):
     objective = Toy(spoil=1, where=where)
     with pytest.raises(NonFiniteLossError, match="step 1") as raised:
         run(tmp_path, objective)
-    assert raised.value.pair_ids == objective.seen[1]
+    assert raised.value.pair_ids == (objective.seen[1][-1:] if where == "loss" else objective.seen[1])
+    assert (raised.value.stage, raised.value.step) == ("toy", 1)
     assert objective.policy.isfinite()
     assert [r["step"] for r in read(tmp_path) if r["split"] == "train"] == [1]

@@ -96,7 +96,7 @@ class Collator:
     """Pads comparisons with ``pad_id`` on the right into a `Batch` on ``device``."""
 
     pad_id: int
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
 
     def __call__(self, rows: Sequence[TokenizedComparison]) -> Batch:
         """The rows as one batch; reference log-probabilities where every row has them."""
