@@ -112,7 +112,8 @@ class World:
             except Exception as error:
                 met = error
         self.agree(met)
-        return self.tell(value)
+        said: T = self.tell(value)
+        return said
 
     def wait(self) -> None:
         """Until every process is here."""

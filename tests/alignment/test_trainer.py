@@ -114,7 +114,8 @@ def test_every_step_and_every_evaluation_is_logged(tmp_path):
     assert [r["tokens"] for r in log if r["split"] == "train"] == [16, 16, 16, 16, 16]
     assert [r["strength/steps"] for r in log] == [0, 0, 1, 2, 2, 3, 4, 4, 5][: len(log)]
     assert [r["learning_rate"] for r in log if r["split"] == "train"] == pytest.approx([0.05] + [0.1] * 4)
-    assert calls == [("toy", n, 20) for n in (0, 4, 8, 12, 16, 20)]
+    # at the start, after every step, and after the evaluations of 0, 8, 16 and 20 examples
+    assert calls == [("toy", n, 20) for n in (0, 0, 4, 8, 8, 12, 16, 16, 20, 20)]
     # the state that made this step's loss, not the one after it
     assert first["strength/mean"] == 0.0
 
@@ -175,9 +176,8 @@ def test_saves_come_at_their_examples_and_at_the_end(tmp_path, every):
 @pytest.mark.parametrize(("size", "accumulation"), [(3, 1), (2, 3)])
 def test_a_batch_size_that_does_not_divide_is_refused(size, accumulation):
     config = StageConfig(batch_size=64, eval_every_examples=64, accumulation=accumulation)
-    with pytest.raises(
-        InvalidInputError, match=r"sft\.batch_size: got 64; expected a multiple of [36]: [23] processes"
-    ):
+    expected = rf"sft\.batch_size: got 64; expected a multiple of {size * accumulation}: {size} processes"
+    with pytest.raises(InvalidInputError, match=expected):
         check_batch_size("sft", config, World(rank=0, size=size))
 
 
