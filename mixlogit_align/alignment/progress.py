@@ -33,7 +33,7 @@ class RichProgress:
     """A `Progress` for people: examples/s, tokens/s, time left, loss and accuracy. A context manager.
 
     On a terminal, one bar a task within 80 columns. Elsewhere (a pipe, a file, nohup), plain lines: one where a task
-    starts and ends, one an evaluation, and one a minute.
+    starts and ends and one a minute, and beside them one an evaluation.
 
     Parameters
     ----------
@@ -160,7 +160,8 @@ class _Lines:
         due = state.now - self._last.get(state.task, -math.inf) >= LINE_SECONDS
         if not (held_out or due or state.done == state.total):
             return
-        self._last[state.task] = state.now
+        if not held_out:
+            self._last[state.task] = state.now
         left = [f"{state.left} left"] if state.left else []
         parts = [f"{state.task} {state.done}/{state.total}", *(held_out or [*left, *state.rates(), *state.values()])]
         self._console.print(", ".join(parts), soft_wrap=True, markup=False, highlight=False)

@@ -103,10 +103,11 @@ def test_a_log_has_start_end_evaluations_and_a_line_a_minute():
     assert shown.text().splitlines() == [
         "preference 0/960",
         "preference 0/960, held-out loss 0.693, held-out accuracy 50%",
-        f"preference 192/960, 0:05:00 left, {step}",
-        f"preference 384/960, 0:03:45 left, {step}",
-        f"preference 576/960, 0:02:30 left, {step}",
-        f"preference 768/960, 0:01:15 left, {step}",
+        f"preference 128/960, 0:05:25 left, {step}",
+        f"preference 320/960, 0:04:10 left, {step}",
+        f"preference 512/960, 0:02:55 left, {step}",
+        f"preference 704/960, 0:01:40 left, {step}",
+        f"preference 896/960, 0:00:25 left, {step}",
         f"preference 960/960, {step}",
         "preference 960/960, held-out loss 0.600, held-out accuracy 62%",
     ]

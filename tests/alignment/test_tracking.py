@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -9,6 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
+from mixlogit_align.alignment import AlignmentConfig, run_alignment
+from mixlogit_align.alignment.config import NewModel, StageConfig
+from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.tracking import TensorBoardTracker, open_trackers, require_packages
 from mixlogit_align.errors import InvalidInputError
 
@@ -108,6 +112,29 @@ def test_a_run_that_is_resumed_before_its_second_stage_hides_what_that_had_writt
     track(tmp_path, stage("preference", 2), kept=kept)
     assert curve(tmp_path, "preference", "train") == expected(stage("preference", 2), "preference", "train")
     assert curve(tmp_path, "sft", "train") == expected(kept, "sft", "train")
+
+
+def test_event_files_of_a_resumed_run_are_its_metrics(tmp_path):
+    stage = StageConfig(batch_size=8, eval_every_examples=16)
+    config = AlignmentConfig(
+        out=str(tmp_path / "run"),
+        data=SimulatedData(num_train=48, num_eval=8, num_annotators=4),
+        model=NewModel(hidden_size=16, num_layers=1, num_heads=2, vocab_size=300),
+        sft=stage,
+        tracking=("tensorboard",),
+    )
+
+    def interrupt(task, done, total, metrics):
+        if done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_alignment(config, progress=interrupt)
+    run_alignment(config, resume=True)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert curve(tmp_path / "run", "sft", "train") == expected(records, "sft", "train")
+    assert curve(tmp_path / "run", "sft", "eval") == expected(records, "sft", "eval")
+    assert len(records) == 6 + 4
 
 
 # --- W&B -------------------------------------------------------------------------------------------
