@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 
 import pytest
@@ -15,9 +13,7 @@ from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedDa
 from mixlogit_align.alignment.data.hh import split_transcript
 from mixlogit_align.alignment.data.simulated import DEGREES, NOUNS, QUALITIES
 from mixlogit_align.errors import InvalidInputError
-
-TURN = "\n\nAssistant:"
-
+from tests.alignment.datafiles import TURN, asked, write
 
 # --- schema ----------------------------------------------------------------------------------------
 
@@ -106,10 +102,9 @@ def test_splits_cohorts_and_ids():
 # --- HH --------------------------------------------------------------------------------------------
 
 
-def write_hh(folder, train, test=None):
-    for name, rows in (("train", train), ("test", test or train)):
-        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+def write_hh(folder, train, test=({"prompt": "p", "chosen": "a", "rejected": "b"},)):
+    write(folder / "train.jsonl.gz", train)
+    write(folder / "test.jsonl.gz", test)
 
 
 def test_transcripts_split_at_the_last_turn():
@@ -120,75 +115,87 @@ def test_transcripts_split_at_the_last_turn():
     assert prompt + response == transcript
 
 
-def test_a_transcript_without_a_turn_is_refused():
-    with pytest.raises(InvalidInputError, match="transcript"):
-        split_transcript("Human: hello")
+BAD_TRANSCRIPTS = {
+    "wrong_type": {"chosen": "Human: hello", "rejected": asked("q", "bad")},
+    "prompts_differ": {"chosen": asked("q", "good"), "rejected": asked("other", "bad")},
+    "empty_response": {"chosen": asked("q", ""), "rejected": asked("q", "bad")},
+    "empty_prompt": {"prompt": " ", "chosen": "a", "rejected": "b"},
+    "missing_field": {"prompt": "q", "chosen": "a"},
+    "prompt_in_both_splits": {"prompt": "p", "chosen": "a", "rejected": "b"},
+}
 
 
-def test_hh_counts_what_it_meets(tmp_path):
-    ask = f"\n\nHuman: q{TURN}"
-    write_hh(
-        tmp_path,
-        [
-            {"chosen": f"{ask} good", "rejected": f"{ask} bad"},
-            {"chosen": f"{ask} good", "rejected": f"\n\nHuman: other{TURN} bad"},
-            {"chosen": f"{ask}", "rejected": f"{ask} bad"},
-            {"prompt": f"Human: q{TURN}", "chosen": "same ", "rejected": "same", "subset": "helpful"},
-        ],
-        [{"chosen": f"{ask} good", "rejected": f"{ask} bad"}],
-    )
-    data = load_data(HHData(folder=str(tmp_path)))
-    assert data.report == {
-        "source": "hh",
-        "rows_read": 5,
-        "rows_used": 4,
-        "prompts_differ": 1,
-        "empty_responses": 1,
-        "identical_responses": 1,
-    }
-    assert [(row.pair_id, row.responses) for row in data.split("train")] == [
-        (0, (" good", " bad")),
-        (2, ("", " bad")),
-        (3, (" same", " same")),
-    ]
-    assert data.split("eval")[0].pair_id == 4
-    assert {row.prompt for row in data.comparisons} == {f"Human: q{TURN}"}
-    assert data.split("train")[2].groups == {"subset": "helpful"}
+@pytest.mark.parametrize("rule", BAD_TRANSCRIPTS)
+def test_hh_rows_that_break_a_rule(tmp_path, rule):
+    good = {"chosen": asked("q", "good"), "rejected": asked("q", "bad")}
+    write_hh(tmp_path, [good, BAD_TRANSCRIPTS[rule], good])
+    with pytest.raises(InvalidInputError, match=rf"{rule}: 1 \(train\.jsonl\.gz:2"):
+        load_data(HHData(path=str(tmp_path)))
+    data = load_data(HHData(path=str(tmp_path), bad_rows="leave_out"))
+    assert data.report["bad_rows"] == {rule: 1}
+    assert [row.pair_id for row in data.split("train")] == [0, 4]
+    assert [row.pair_id for row in data.split("eval")] == [1]
+
+
+def test_hh_texts_and_groups(tmp_path):
+    same = {"prompt": f"Human: q{TURN}", "chosen": "same ", "rejected": "same", "subset": "helpful"}
+    write_hh(tmp_path, [{"chosen": asked("q", "good"), "rejected": asked("q", "bad ")}, same])
+    data = load_data(HHData(path=str(tmp_path)))
+    assert [row.responses for row in data.split("train")] == [(" good", " bad"), (" same", " same")]
+    assert {row.prompt for row in data.split("train")} == {f"Human: q{TURN}"}
+    assert data.split("train")[1].groups == {"subset": "helpful"}
+    assert data.report["identical_responses"] == 1
+    pooled = load_data(HHData(path=str(tmp_path), identical="pool"))
+    assert [row.pair_id for row in pooled.split("train")] == [0]
+    assert pooled.report["only_identical_responses"] == 1
+
+
+def test_hh_subsets_are_folders_and_groups(tmp_path):
+    for name in ("harmless-base", "helpful-base"):
+        write_hh(tmp_path / name, [{"prompt": name, "chosen": "a", "rejected": "b"}] * 2)
+    data = load_data(HHData(path=str(tmp_path), subsets=("harmless-base", "helpful-base")))
+    assert [row.groups["subset"] for row in data.split("train")] == [*["harmless-base"] * 2, *["helpful-base"] * 2]
+    assert len({row.pair_id for row in data.comparisons}) == 6
 
 
 def test_hh_sample(shared_data):
-    data = load_data(HHData(folder=str(shared_data / "hh_rlhf")))
+    data = load_data(HHData(path=str(shared_data / "hh_rlhf")))
     assert (len(data.split("train")), len(data.split("eval"))) == (3644, 643)
     assert {row.groups["subset"] for row in data.comparisons} == {"harmless", "helpful"}
     assert not {row.prompt for row in data.split("train")} & {row.prompt for row in data.split("eval")}
     assert all(row.prompt.endswith("Assistant:") for row in data.comparisons)
     assert any("Assistant: Human:" in row.prompt for row in data.comparisons)
+    assert data.report["bad_rows"] == {}
+    # counted apart from the reader, by the text up to the first answer
+    assert data.report["train_openings_in_eval"] == 65
 
 
 def test_hh_verbatim_transcripts_have_empty_responses_and_foreign_prompts(shared_data, tmp_path):
-    for name in ("train", "test"):
-        (tmp_path / f"{name}.jsonl.gz").symlink_to(shared_data / "hh_rlhf" / "harmless-base_test.jsonl.gz")
-    report = load_data(HHData(folder=str(tmp_path))).report
-    # the same file twice
-    assert report["rows_read"] == 2 * 2312
-    assert report["prompts_differ"] == 2 * 5
-    assert report["empty_responses"] == 2 * 4
+    write_hh(tmp_path, [])
+    (tmp_path / "train.jsonl.gz").unlink()
+    (tmp_path / "train.jsonl.gz").symlink_to(shared_data / "hh_rlhf" / "harmless-base_test.jsonl.gz")
+    with pytest.raises(
+        InvalidInputError, match=r"(?s)prompts_differ: 5 .*empty_response: 4 |empty_response: 4 .*differ: 5 "
+    ):
+        load_data(HHData(path=str(tmp_path)))
+    report = load_data(HHData(path=str(tmp_path), bad_rows="leave_out")).report
+    assert report["bad_rows"] == {"prompts_differ": 5, "empty_response": 4}
+    assert (report["rows_read"], report["rows_used"]) == (2312 + 1, 2312 - 9 + 1)
 
 
 # --- humour ----------------------------------------------------------------------------------------
 
 
 def write_humour(folder, num_items, pairs):
-    items = "item,published_score,text\n" + "".join(f'{i},0.0,"text, {i}"\n' for i in range(num_items))
-    counts = "item_a,item_b,n_a,n_b\n" + "".join(",".join(map(str, pair)) + "\n" for pair in pairs)
-    (folder / "items.csv").write_text(items)
-    (folder / "pair_counts.csv").write_text(counts)
+    write(folder / "items.csv", [{"item": i, "text": f"text, {i}"} for i in range(num_items)])
+    names = ("item_a", "item_b", "n_a", "n_b")
+    write(folder / "pair_counts.csv", [dict(zip(names, pair, strict=True)) for pair in pairs])
 
 
 def test_votes_of_an_unordered_pair_become_weighted_choices(tmp_path):
     pairs = [(a, b, 3, 1) for a in range(20) for b in range(a)] + [(0, 1, 0, 2)]
     write_humour(tmp_path, 20, pairs)
-    data = load_data(HumourData(folder=str(tmp_path), eval_fraction=0.25))
+    data = load_data(HumourData(path=str(tmp_path), eval_fraction=0.25))
     held_out = {t for row in data.split("eval") for t in row.responses}
     assert not held_out & {t for row in data.split("train") for t in row.responses}
     assert len(held_out) == 5
@@ -202,8 +209,28 @@ def test_votes_of_an_unordered_pair_become_weighted_choices(tmp_path):
     assert len({row.pair_id for row in data.comparisons}) == len(data.comparisons)
 
 
+@pytest.mark.parametrize(
+    ("rule", "pair"),
+    [
+        ("wrong_type", (0, 1, "many", 1)),
+        ("unknown_id", (0, 99, 1, 1)),
+        ("conflicting_ids", (1, 1, 1, 1)),
+        ("weight_not_positive", (0, 1, 0, 0)),
+        ("weight_not_positive", (0, 1, -1, 3)),
+    ],
+)
+def test_humour_rows_that_break_a_rule(tmp_path, rule, pair):
+    write_humour(tmp_path, 8, [(a, b, 2, 1) for a in range(8) for b in range(a)] + [pair])
+    with pytest.raises(InvalidInputError, match=rf"{rule}: 1 \(pair_counts.csv:30"):
+        load_data(HumourData(path=str(tmp_path)))
+    report = load_data(HumourData(path=str(tmp_path), bad_rows="leave_out")).report
+    assert report["bad_rows"] == {rule: 1}
+    assert report["rows_read"] == 29
+    assert report["pairs_used"] + report["pairs_across_splits"] == 28
+
+
 def test_humour_sample(shared_data):
-    data = load_data(HumourData(folder=str(shared_data / "humour_pairs")))
+    data = load_data(HumourData(path=str(shared_data / "humour_pairs")))
     assert data.report["rows_read"] == 28118
     assert data.report["pairs_used"] + data.report["pairs_across_splits"] == 28118
     assert len({row.prompt for row in data.comparisons}) == 1
@@ -212,32 +239,19 @@ def test_humour_sample(shared_data):
 # --- shared by the readers -------------------------------------------------------------------------
 
 
-def test_a_limit_keeps_a_seeded_part(shared_data):
-    folder = str(shared_data / "hh_rlhf")
-    parts = [load_data(HHData(folder=folder, max_train=50, max_eval=20, seed=seed)) for seed in (0, 0, 1)]
-    ids = [[row.pair_id for row in part.comparisons] for part in parts]
-    assert ids[0] == ids[1] != ids[2]
-    assert len(ids[0]) == 70 == parts[0].report["rows_used"]
-
-
 def test_folders_may_name_environment_variables(monkeypatch, tmp_path):
-    write_hh(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}])
+    write_hh(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     monkeypatch.setenv("SOME_DATA", str(tmp_path))
-    assert load_data(HHData(folder="$SOME_DATA")).report["rows_read"] == 2
-
-
-def test_a_missing_folder_is_named():
-    with pytest.raises(InvalidInputError, match="NO_SUCH_VARIABLE"):
-        load_data(HHData(folder="$NO_SUCH_VARIABLE/hh"))
+    assert load_data(HHData(path="$SOME_DATA")).report["rows_read"] == 2
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InvalidInputError, match=r"train\.jsonl"):
-        load_data(HHData(folder=str(tmp_path)))
+        load_data(HHData(path=str(tmp_path)))
 
 
 def test_a_split_without_rows_is_refused(tmp_path):
     write_humour(tmp_path, 8, [(0, 1, 1, 1)])
-    data = load_data(HumourData(folder=str(tmp_path), eval_fraction=0.1))
+    data = load_data(HumourData(path=str(tmp_path), eval_fraction=0.1))
     with pytest.raises(InvalidInputError, match="'eval'"):
         data.split("eval")

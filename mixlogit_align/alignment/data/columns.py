@@ -9,11 +9,11 @@ from itertools import chain, islice
 from mixlogit_align.alignment.data.files import Line
 from mixlogit_align.errors import InvalidInputError, explain
 
-PEEK = 100  # rows; in JSON lines a row need not have every column
+PEEK = 100  # rows at most; in JSON lines a row need not have every column
 
 
 def with_columns(lines: Iterable[Line], wanted: Iterable[str], what: str) -> Iterator[Line]:
-    """The same rows, once their first ones are known to have the columns ``wanted`` between them.
+    """The same rows, once the first ones are known to have the columns ``wanted`` between them.
 
     Raises
     ------
@@ -21,8 +21,13 @@ def with_columns(lines: Iterable[Line], wanted: Iterable[str], what: str) -> Ite
         Names a column that is not there, and the nearest one that is.
     """
     rows = iter(lines)
-    head = list(islice(rows, PEEK))
-    known = list(dict.fromkeys(name for _, values in head for name in values))
+    head: list[Line] = []
+    wanted, known = list(wanted), dict[str, None]()
+    for line in islice(rows, PEEK):
+        head.append(line)
+        known.update(dict.fromkeys(line[1]))
+        if known.keys() >= set(wanted):
+            break
     if head:
         require_known(wanted, known, what)
     return chain(head, rows)

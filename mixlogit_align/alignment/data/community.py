@@ -19,6 +19,7 @@ from mixlogit_align.alignment.data.turns import wanted, written
 
 TURNS = ("first", "second", "third", "fourth")
 SLOTS = ("response_a", "response_b", "response_c", "response_d")
+FIELDS = ("prompt", *SLOTS, "preferred_response")
 END_OF_TEXT = "<|end_of_text|>"
 SUBSETS = {"balanced": "in_balanced_subset", "balanced_10": "in_balanced_subset_10"}
 
@@ -26,13 +27,17 @@ SUBSETS = {"balanced": "in_balanced_subset", "balanced_10": "in_balanced_subset_
 def read_community(config: CommunityData) -> PreferenceData:
     """Read a table of conversations.
 
-    A conversation ends before the first turn without a prompt. The data have no split of their own. A turn that breaks
-    a rule is named as "train.parquet:17 turn 2", and so is each later one, whose prompt is then not known.
+    A conversation ends with the last turn that has a prompt. The data have no split of their own. A turn that breaks a
+    rule is named as "train.parquet:17 turn 2", and so is each later one, whose prompt is then not known.
     """
     bad = BadRows(source="community", policy=config.bad_rows)
     counts: Counter[str] = Counter()
     seen: set[str] = set()
     votes: set[tuple[str, str, frozenset[str]]] = set()
+
+    columns = ["conversation_id", "annotator_id", *(f"first_turn_{name}" for name in FIELDS), *config.groups]
+    columns += ["assigned_lang"] if config.languages else []
+    columns += [SUBSETS[config.subset]] if config.subset != "all" else []
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
         conversation, annotator = row.label("conversation_id"), row.label("annotator_id")
@@ -49,9 +54,8 @@ def read_community(config: CommunityData) -> PreferenceData:
             return
         groups = row.labels(config.groups)
         history: list[Message] | None = []
-        for turn, name in enumerate(TURNS):
-            if (turn and config.turns == "first") or (turn and row.label(f"{name}_turn_prompt") is None):
-                break
+        last = max((turn for turn, name in enumerate(TURNS) if row.label(f"{name}_turn_prompt")), default=0)
+        for turn, name in enumerate(TURNS[: 1 if config.turns == "first" else last + 1]):
             so_far, history = history, None
             with bad.leaving_out(f"{row.where} turn {turn + 1}"):
                 if so_far is None:
@@ -88,7 +92,7 @@ def read_community(config: CommunityData) -> PreferenceData:
                 )
 
     lines = read_table(config.path, bad, streaming=config.streaming)
-    lines = with_columns(lines, config.groups, "groups of Community Alignment")
+    lines = with_columns(lines, columns, "columns of Community Alignment")
     return read_rows(
         config, [(None, lines)], comparisons_of, bad=bad, counts=counts, eval_fraction=config.eval_fraction
     )

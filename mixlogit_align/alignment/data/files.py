@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from mixlogit_align.errors import InvalidInputError, explain
 Line = tuple[str, Mapping[str, Any]]  # where a row stands, and its fields
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 HUB = "hub:"
+PEEK = 1000  # characters, enough to see how a JSON file begins
 
 
 def data_folder(name: str) -> Path:
@@ -88,6 +90,12 @@ def local_files(path: str, name: str | None = None) -> list[Path]:
                 hint=f"another path, or {HUB}NAME for a data set of a hub",
             )
         )
+    stems = Counter((file.parent, _stem(file)) for file in files)
+    if len(stems) < len(files):
+        twice = [str(folder / stem) for (folder, stem), count in stems.items() if count > 1]
+        raise InvalidInputError(
+            explain(f"data {path!r}", got=f"{twice[0]} in two formats", expected="one", hint="removing the other")
+        )
     return sorted(files)
 
 
@@ -153,7 +161,7 @@ def _json_lines(file: Path, bad: BadRows) -> Iterator[Line]:
 def _json_rows(file: Path, bad: BadRows) -> Iterator[Line]:
     """A list of objects; or lines of them, as some write under this ending."""
     with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as text:
-        if text.read(1) != "[":
+        if not text.read(PEEK).lstrip().startswith("["):
             yield from _json_lines(file, bad)
             return
         text.seek(0)
@@ -197,10 +205,11 @@ def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line
     address, _, revision = address.partition("@")
     split = split or "train"
     files = {"data_files": {split: [f"{name}.*", f"{name}-[0-9]*"]}} if name else {}
-    with _readable(f"data set {address!r} (split {split!r})", datasets.exceptions.DatasetsError):
+    label = f"{address}/{name}" if name else f"{address}#{split}"
+    with _readable(f"data set {HUB}{label}", datasets.exceptions.DatasetsError):
         table = datasets.load_dataset(address, split=split, revision=revision or None, streaming=streaming, **files)
         for number, values in enumerate(table, start=1):
-            yield f"{address}[{split}]:{number}", values
+            yield f"{label}:{number}", values
 
 
 @contextmanager

@@ -39,8 +39,8 @@ def read_humour(config: HumourData) -> PreferenceData:
         row = Row(number=number, where=where, values=values)
         with bad.leaving_out(where):
             a, b, n_a, n_b = (as_whole(row.value(name), name) for name in ("item_a", "item_b", "n_a", "n_b"))
-            if unknown := {a, b} - texts.keys():
-                raise BadRow("unknown_id", f"item {min(unknown)}")
+            if not (a in texts and b in texts):
+                raise BadRow("unknown_id", f"item {a if b in texts else b}")
             if a == b:
                 raise BadRow("conflicting_ids", f"item {a} twice")
             if min(n_a, n_b) < 0 or n_a + n_b == 0:

@@ -76,10 +76,11 @@ def read_rows(
 
     evaluated = {comparison.prompt for comparison, _ in made["eval"]}
     openings = {opening(prompt) for prompt in evaluated}
+    begun = {prompt for prompt in {comparison.prompt for comparison, _ in made["train"]} if opening(prompt) in openings}
     for where in dict.fromkeys(where for comparison, where in made["train"] if comparison.prompt in evaluated):
         bad.add(where, "prompt_in_both_splits")
     train = [comparison for comparison, _ in made["train"] if comparison.prompt not in evaluated]
-    shared = sum(opening(comparison.prompt) in openings for comparison in train)
+    shared = sum(comparison.prompt in begun for comparison in train)
     problems = bad.settle()
     used = keep_random(train, limits["train"], config.seed)
     used += keep_random([comparison for comparison, _ in made["eval"]], limits["eval"], config.seed)

@@ -65,7 +65,7 @@ class Row:
     def value(self, name: str) -> Any:
         """The field ``name``; a bad row where it is missing or null."""
         value = self.values.get(name)
-        if value is None:
+        if _null(value):
             raise BadRow("missing_field", name)
         return value
 
@@ -76,7 +76,7 @@ class Row:
     def label(self, name: str) -> str | None:
         """The field as the text of a group or an id: a text, a number or a truth value; None where it is empty."""
         value = self.values.get(name)
-        if value is None or value == "":
+        if _null(value) or value == "":
             return None
         if not isinstance(value, str | bool | int | float):
             raise BadRow("wrong_type", f"{name} is a {type(value).__name__}")
@@ -89,6 +89,11 @@ class Row:
     def number_in(self, name: str) -> float:
         """The field as a finite number."""
         return as_number(self.value(name), name)
+
+
+def _null(value: Any) -> bool:
+    """Whether a field holds nothing; NaN is how tables of numbers say so."""
+    return value is None or value != value
 
 
 def as_text(value: Any, name: str, empty: str | None = None) -> str:

@@ -165,7 +165,7 @@ class PreferenceData:
                     f"split {name!r}",
                     got=f"no comparisons ({dict(self.report)})",
                     expected="at least one",
-                    hint="the reader's report above for the reason",
+                    hint="the reader's report above for the reason; with few prompts another seed or eval_fraction",
                 )
             )
         return rows

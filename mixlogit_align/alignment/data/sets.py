@@ -61,18 +61,19 @@ def compare(
     if len(kept) < 2:
         return
     if sets == "sets" or len(choice.responses) == 2:
-        yield _among(choice, kept)
+        yield _among(choice, kept, choice.pair_id)
         return
     for other in kept:
         if other != choice.choice:
-            yield replace(_among(choice, [choice.choice, other]), pair_id=choice.pair_id + other)
+            yield _among(choice, [choice.choice, other], choice.pair_id + other)
 
 
-def _among(choice: Comparison, indices: list[int]) -> Comparison:
+def _among(choice: Comparison, indices: list[int], pair_id: int) -> Comparison:
     """The choice among the candidates ``indices`` alone."""
     return replace(
         choice,
         responses=tuple(choice.responses[i] for i in indices),
         scores=choice.scores and tuple(choice.scores[i] for i in indices),
         choice=indices.index(choice.choice),
+        pair_id=pair_id,
     )
