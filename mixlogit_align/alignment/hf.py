@@ -308,11 +308,6 @@ def load(config: ModelConfig, texts: Iterable[str], seed: int) -> tuple[nn.Modul
     return model, tokenizer
 
 
-def save(policy: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Write policy and tokenizer as a Hugging Face folder, on one process; see `export`."""
-    export(policy, tokenizer, folder)
-
-
 # --- building --------------------------------------------------------------------------------------
 
 

@@ -125,6 +125,15 @@ def test_parameters_are_cast_and_buffers_are_not(folders):
     assert all(torch.equal(p, q.to(torch.bfloat16)) for p, q in pairs)
 
 
+def test_a_loaded_model_is_free_of_its_files(folders, tmp_path):
+    folder = shutil.copytree(folders["llama_bfloat16"], tmp_path / "model")
+    hf.export(theirs(folder), AutoTokenizer.from_pretrained(folder), folder)  # in float32, where nothing need be cast
+    model = ours(folder)
+    with (folder / "model.safetensors").open("r+b") as file:  # in place: a file mapped to memory changes the tensors
+        file.write(bytes((folder / "model.safetensors").stat().st_size))
+    assert different(model, theirs(folders["llama_bfloat16"])) == []
+
+
 def test_what_old_files_hold_beside_the_weights_is_left_out(folders, tmp_path):
     folder = shutil.copytree(folders["gpt_neox_as_here"], tmp_path / "old")
     weights = load_file(folder / "model.safetensors")
@@ -456,6 +465,16 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(folders, tmp_path, fault)
 def test_a_name_that_is_no_folder_and_not_cached_is_refused(path):
     with pytest.raises(InvalidInputError, match=r"model\.path: got .*no folder"):
         hf.resolve(path)
+
+
+def test_a_hub_name_is_found_in_the_cache(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(folders["phi"], repository / "snapshots" / "0123abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123abc")
+    assert hf.resolve("someone/tiny") == repository / "snapshots" / "0123abc"
+    assert different(ours("someone/tiny"), theirs(folders["phi"])) == []
 
 
 def tiny(model_type: str, **settings):
