@@ -189,14 +189,19 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         keys = [_key("at the start", OTHER)]
         see = "See how far each coloured curve has moved from its dotted start."
     drift = max(run.strength["constant_gradient_drift"] for run in runs if run.strength)
+    bound = (
+        "and the learning rate bounds the way. Under a constant gradient a parameter moves "
+        f"{drift:.3g} in the whole run, on the scale on which it is learned (logs of positive parameters)."
+        if drift
+        else "and the mean of a solved strength follows how far the policy has gone."
+    )
     return Figure(
         name,
         "The strength that was learned",
         [_panel(f"{name}-{i}", _moments(curves[run.name][0][0], run.name), panel(run)) for i, run in enumerate(runs)],
         [*_keys(styles, runs), *keys],
         f"{see} Do not read the spread as measured heterogeneity: a loss that sees one comparison at a time says "
-        "little about it, and the learning rate bounds the way. Under a constant gradient a parameter moves "
-        f"{drift:.3g} in the whole run, on the scale on which it is learned (logs of positive parameters).",
+        f"little about it, {bound}",
     )
 
 
@@ -342,7 +347,7 @@ def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -
 
 def _learned(runs: Sequence[Run]) -> list[Run]:
     """Those whose strength varies, or was free to."""
-    return [run for run in runs if run.strength is not None and run.strength["learning_rate"] > 0]
+    return [run for run in runs if run.strength is not None and run.strength["update"] != "frozen"]
 
 
 def _strength_curves(run: Run, style: Style, *, known: bool) -> list[tuple[Mapping[str, Any], Style]]:

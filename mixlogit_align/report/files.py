@@ -67,6 +67,8 @@ class Run:
     error : str or None
         Why it failed.
     seconds : float
+    alarms : sequence of mapping
+        What the run noticed: name, stage, step, message.
     metrics : sequence of mapping
         The lines of ``metrics.jsonl``.
     strength, truth : mapping or None
@@ -78,6 +80,7 @@ class Run:
     status: str
     error: str | None
     seconds: float
+    alarms: Sequence[Mapping[str, Any]]
     metrics: Sequence[Mapping[str, Any]]
     strength: Mapping[str, Any] | None
     truth: Mapping[str, Any] | None
@@ -221,6 +224,7 @@ def read_run(path: Path) -> Run:
         status=state.get("status", "running"),
         error=state.get("error"),
         seconds=state.get("seconds", 0.0),
+        alarms=state.get("alarms", []),
         metrics=_read_lines(path / "metrics.jsonl"),
         **optional,
     )

@@ -45,6 +45,7 @@ def build_page(evidence: Evidence) -> str:
     """Return the page as HTML; a pure function of the evidence."""
     sections = [
         _verdict(checks(evidence), evidence),
+        *_alarms(evidence.runs),
         *(_recovery(recovery) for recovery in evidence.recoveries if recovery.rows),
         *_fine_tuning(evidence.runs),
         *(_world(world, runs) for world, runs in evidence.worlds.items()),
@@ -83,6 +84,20 @@ def _verdict(found: Sequence[Check], evidence: Evidence) -> str:
         f'<header class="{kind}"><h1>{TITLE}</h1>\n<p class="verdict">{words}.</p>\n<ul class="checks">{items}</ul>\n'
         f"{data}<p>A person of strength b prefers the first of two alternatives with probability σ(b · difference in "
         f"utility), and b varies between people.{order}</p></header>"
+    )
+
+
+def _alarms(runs: Sequence[Run]) -> list[str]:
+    items = "".join(
+        f"<li><b>{escape(run.name)}</b>, {escape(alarm['stage'])} step {alarm['step']}, "
+        f"<code>{escape(alarm['name'])}</code>: {escape(alarm['message'])}</li>"
+        for run in runs
+        for alarm in run.alarms
+    )
+    return (
+        [_section("Alarms", f"<p>What the runs noticed themselves; look before trusting them.</p><ul>{items}</ul>")]
+        if items
+        else []
     )
 
 

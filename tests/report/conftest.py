@@ -85,6 +85,7 @@ def write_preference_run(folder: Path, name: str, data: SimulatedData = DATA, en
     write_run(folder, config, losses("preference", [0.6931, 0.6, end], **more))
     cv = learned["sd"] / learned["mean"]
     record = {**learned, "cv": cv, "initial": {**learned, "cv": cv}, "learning_rate": 1e-4, "steps": 2,
+              "update": strength.update.kind,
               "constant_gradient_drift": 0.321, "caution": "spread is no measurement"}  # fmt: skip
     simulated = load_data(data)
     assert simulated.truth is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -158,6 +159,16 @@ def test_a_failure_is_told_first(tmp_path: Path) -> None:
 def test_nothing_recovered_yet(tmp_path: Path) -> None:
     write_recovery(tmp_path / "recovery.json", [], passed=False)
     assert "0 of 0 cases" in Reader(build_page(read_evidence([tmp_path]))).text
+
+
+def test_alarms_are_told_below_the_verdict(tmp_path: Path) -> None:
+    folder = write_preference_run(tmp_path / "run", "MixDPO gamma")
+    alarm = {"name": "both_logps_falling", "stage": "preference", "step": 4, "message": "both responses < before"}
+    state = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(state | {"alarms": [alarm]}))
+    page = build_page(read_evidence([folder]))
+    assert "both responses &lt; before" in page
+    assert page.index("<h1>") < page.index("both_logps_falling") < page.index("<figure")
 
 
 def test_runs_on_real_data_have_no_truth_to_show(tmp_path: Path) -> None:
