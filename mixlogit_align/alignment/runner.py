@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -293,7 +294,7 @@ class Run:
                     max_grad_norm=update.max_grad_norm,
                 )
             )
-        reference = {name: torch.zeros(len(rows[name]), 2, device=self.world.device) for name in SPLITS}
+        reference = {name: torch.zeros(len(rows[name]), 2, dtype=torch.float64, device=self.world.device) for name in SPLITS}
         extra = {f"reference/{name}": logps for name, logps in reference.items()}
         state = TrainingState(module=objective, optimizer=build_optimizer(groups, config.optim), extra=extra)
         start = self._restore("preference", state)
@@ -379,9 +380,11 @@ class Run:
         return log
 
     def _watch(self) -> None:
-        """Look for alarms; new ones are in ``run.json`` at once."""
+        """Look for alarms; new ones are logged, and in ``run.json``, at once."""
         found = find_alarms(self.log.records, self.config)
         if found != self.alarms:
+            for alarm in found[len(self.alarms) :]:
+                logging.getLogger(__name__).warning("%s", alarm)
             self.alarms = found
             self.folder.write("run.json", self.record("running"))
 
