@@ -1,4 +1,4 @@
-"""Log-probabilities of responses under a policy, in float32, without holding all logits at once."""
+"""Log-probabilities of responses under a policy, without holding all logits at once."""
 
 # Shapes: R sequences, L tokens, V vocabulary.
 
@@ -29,7 +29,8 @@ def sequence_logprobs(
     """Sum of the log-probabilities of the response tokens of each sequence.
 
     ``log pi(y | x) = sum over response tokens t of log softmax(logits at t - 1)[token t]``, the softmax in
-    float32 whatever the policy's dtype.
+    float32 whatever the policy's dtype, the sum in float64: a response has hundreds of nats, of which a log-ratio
+    difference leaves a tenth.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ def sequence_logprobs(
     Returns
     -------
     Tensor
-        (R,) float32; 0 for a sequence without response tokens.
+        (R,) float64; 0 for a sequence without response tokens.
     """
     if input_ids.shape != response_mask.shape or input_ids.ndim != 2:
         raise InvalidInputError(
@@ -81,8 +82,8 @@ def sequence_logprobs(
     else:
         logps = [_token_logprobs(head, *chunk) for chunk in chunks]
     rows = predicts.nonzero()[:, 0]
-    total = torch.zeros(len(input_ids), dtype=torch.float32, device=input_ids.device)
-    return total.index_add(0, rows, torch.cat(logps))
+    total = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
+    return total.index_add(0, rows, torch.cat(logps).double())
 
 
 def _base(policy: nn.Module) -> Any:
@@ -125,7 +126,7 @@ class SequenceLogProbs(nn.Module):
         self.chunk_size = chunk_size
 
     def forward(self, input_ids: Tensor, response_mask: Tensor) -> Tensor:
-        """Log-probabilities, (B, J) float32, of (B, J, L) sequences padded on the right."""
+        """Log-probabilities, (B, J) float64, of (B, J, L) sequences padded on the right."""
         logps = sequence_logprobs(
             self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1), chunk_size=self.chunk_size
         )
@@ -141,14 +142,14 @@ def candidate_logprobs(
     batch_size: int,
     world: World | None = None,
 ) -> Tensor:
-    """Log-probabilities of every candidate of every row, without gradient: (N, J) float32, 0 for none.
+    """Log-probabilities of every candidate of every row, without gradient: (N, J) float64, 0 for none.
 
     Rows go through the model in order of length, which keeps padding small. Each process scores its share of every
     batch, and all of them get all values.
     """
     world = world or World()
     order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i].input_ids)))
-    logps = torch.zeros(len(rows), max(len(row.input_ids) for row in rows), device=collator.device)
+    logps = torch.zeros(len(rows), max(len(row.input_ids) for row in rows), dtype=torch.float64, device=collator.device)
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         # a sharded model runs on every process or on none

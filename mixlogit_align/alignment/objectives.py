@@ -66,7 +66,7 @@ class SFTObjective(nn.Module):
             self.policy, chosen, self.collator, batch_size=self.eval_batch_size, world=self.world
         )
         weights = torch.tensor([row.comparison.weight for row in rows], dtype=torch.float64)
-        return {"loss": -(logps[:, 0].double().cpu() * weights).sum().item() / self.count(rows)}
+        return {"loss": -(logps[:, 0].cpu() * weights).sum().item() / self.count(rows)}
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """Nothing beside the loss."""
@@ -140,13 +140,13 @@ class PreferenceObjective(nn.Module):
         return {name: value.item() for name, value in preference_metrics(values).items()}
 
     def logps(self, model: SequenceLogProbs, rows: Sequence[TokenizedComparison]) -> Tensor:
-        """(N, 2) float32 log-probabilities of the candidates under ``model``."""
+        """(N, 2) float64 log-probabilities of the candidates under ``model``."""
         return candidate_logprobs(model, rows, self.collator, batch_size=self.config.eval_batch_size, world=self.world)
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
         """The loss of every row, computed in one piece; rules with draws use those of step 0."""
-        return HeldOut(rows, self._loss(self.collator(rows), self.logps(self.policy, rows).double(), step=0))
+        return HeldOut(rows, self._loss(self.collator(rows), self.logps(self.policy, rows), step=0))
 
     def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
         """The metrics of `mixdpo_loss` over all of ``rows``."""

@@ -294,7 +294,9 @@ class Run:
                     max_grad_norm=update.max_grad_norm,
                 )
             )
-        reference = {name: torch.zeros(len(rows[name]), 2, dtype=torch.float64, device=self.world.device) for name in SPLITS}
+        reference = {
+            name: torch.zeros(len(rows[name]), 2, dtype=torch.float64, device=self.world.device) for name in SPLITS
+        }
         extra = {f"reference/{name}": logps for name, logps in reference.items()}
         state = TrainingState(module=objective, optimizer=build_optimizer(groups, config.optim), extra=extra)
         start = self._restore("preference", state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from mixlogit_align.alignment import SequenceLogProbs, sequence_logprobs
@@ -42,7 +43,7 @@ def sequences():
 def full_softmax(policy, ids, mask):
     logps = policy(input_ids=ids).logits[:, :-1].float().log_softmax(-1)
     token = logps.gather(-1, ids[:, 1:, None])[..., 0]
-    return (token * mask[:, 1:]).sum(1)
+    return (token * mask[:, 1:]).double().sum(1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 7, 4096])
@@ -51,7 +52,7 @@ def test_against_the_full_softmax_in_value_and_gradient(policy, sequences, chunk
     parameters = list(policy.parameters())
     got = sequence_logprobs(policy, ids, mask, chunk_size=chunk_size)
     expected = full_softmax(policy, ids, mask)
-    # float32 sums of up to 11 terms of size 10
+    # sums of up to 11 float32 terms of size 10
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
     weights = torch.arange(1.0, 6.0)
     for mine, theirs in zip(
@@ -81,12 +82,12 @@ def test_candidates_come_back_as_sets(policy, sequences):
     torch.testing.assert_close(sets, sequence_logprobs(policy, ids[:4], mask[:4]).view(2, 2), rtol=1e-5, atol=1e-4)
 
 
-def test_the_softmax_is_float32_under_a_bfloat16_policy(policy, sequences):
+def test_the_softmax_is_float32_and_its_sum_float64_under_a_bfloat16_policy(policy, sequences):
     ids, mask = sequences
     half = GPTNeoXForCausalLM(policy.config).to(torch.bfloat16)
     half.load_state_dict(policy.state_dict())
     got = sequence_logprobs(half, ids, mask)
-    assert got.dtype == torch.float32
+    assert got.dtype == torch.float64
     # bfloat16 has 8 bits: logits of size 10 are off by up to 0.05 each, and 11 of them are added
     torch.testing.assert_close(got, sequence_logprobs(policy, ids, mask), rtol=0.1, atol=2.0)
 
@@ -107,3 +108,41 @@ def test_mask_and_ids_have_one_shape(policy, sequences):
 def test_a_policy_without_hidden_states_is_refused(sequences):
     with pytest.raises(InvalidInputError, match="hidden states"):
         sequence_logprobs(torch.nn.Linear(2, 2), *sequences)
+
+
+class LargestFloat32(TorchDispatchMode):
+    """The most numbers that a float32 tensor made meanwhile has had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float32:
+                self.largest = max(self.largest, tensor.numel())
+        return made
+
+
+def test_logits_are_never_all_in_float32_at_once(monkeypatch):
+    """Nor their gradients: a vocabulary of 3,000 under a bfloat16 policy, in chunks of at most 40,000 logits."""
+    sizes = GPTNeoXConfig(
+        vocab_size=3000,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=32,
+    )
+    half = GPTNeoXForCausalLM(sizes).eval().to(torch.bfloat16)
+    ids = torch.randint(3000, (6, 32))
+    mask = torch.arange(32).expand(6, 32) >= 4
+    expected = sequence_logprobs(half, ids, mask)
+    monkeypatch.setattr("mixlogit_align.alignment.logratios.CHUNK_LOGITS", 40_000)
+    with LargestFloat32() as seen:
+        got = sequence_logprobs(half, ids, mask)
+        got.sum().backward()
+    assert seen.largest <= 13 * 3000 < 40_000 < 6 * 28 * 3000
+    # chunks change the order of bfloat16 products alone
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-3)

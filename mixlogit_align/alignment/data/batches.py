@@ -59,7 +59,7 @@ class Batch:
     annotator_ids : tuple of str or None
     groups : tuple of mappings
     reference_logps : Tensor or None
-        (B, J) float32, log-probabilities under the reference.
+        (B, J) float64, log-probabilities under the reference.
     """
 
     input_ids: Tensor
@@ -111,7 +111,7 @@ class Collator:
         reference = None
         if all(row.reference_logps is not None for row in rows):
             known = [[*(row.reference_logps or ()), *[0.0] * (num_candidates - len(row.input_ids))] for row in rows]
-            reference = torch.tensor(known, dtype=torch.float32, device=self.device)
+            reference = torch.tensor(known, dtype=torch.float64, device=self.device)
         return Batch(
             input_ids=torch.tensor(padded, device=self.device),
             response_mask=((position >= prompts) & (position < sizes[..., None])).to(self.device),
