@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PASSED, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # Where processes train together: how long the others leave an error to the first, whose end ends them too.
-TURN_SECONDS = 3.0
+TURN_SECONDS = 15.0
 
 EXAMPLES = """examples:
   mixlogit-align demo                                  everything once, on simulated choices; then open the report
@@ -108,7 +108,7 @@ TRAIN_EXAMPLES = """examples:
   mixlogit-align COMMAND --config run.yaml --resume            begin, or go on from the last checkpoint
   mixlogit-align COMMAND --config run.yaml --print-config      every setting as this command resolves it
   mixlogit-align COMMAND --settings data                       what settings there are, and what they mean
-  torchrun --nproc-per-node 8 -m mixlogit_align COMMAND --config run.yaml --resume
+  torchrun --standalone --nproc-per-node 8 -m mixlogit_align COMMAND --config run.yaml --resume
 
 exit status: 0 done; 1 the run failed; 2 wrong usage, settings or data;
 130 interrupted: the same command with --resume goes on
@@ -429,9 +429,9 @@ def _again(words: Sequence[str]) -> str:
     arguments = [*(word for word in words if word not in ("--overwrite", "--resume")), "--resume"]
     launcher = "mixlogit-align"
     if "RANK" in os.environ:
+        processes = f"--standalone --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')}"
         alone = os.environ.get("GROUP_WORLD_SIZE", "1") == "1"
-        processes = f"--nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', '1')}" if alone else "... (as before)"
-        launcher = f"torchrun {processes} -m mixlogit_align"
+        launcher = f"torchrun {processes if alone else '... (as before, on every node)'} -m mixlogit_align"
     return f"{launcher} {shlex.join(arguments)}"
 
 
@@ -471,6 +471,7 @@ def _train(options: argparse.Namespace) -> int:
 def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
     import contextlib
     import dataclasses
+    import warnings
 
     from mixlogit_align.alignment import RichProgress, dump_config, load_config, run_alignment
     from mixlogit_align.report import write_report
@@ -493,7 +494,9 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
             print(dump_config(config), end="")
         return PASSED
     try:
-        with RichProgress() if is_main else contextlib.nullcontext() as progress:
+        with warnings.catch_warnings(), RichProgress() if is_main else contextlib.nullcontext() as progress:
+            if not is_main:
+                warnings.simplefilter("ignore")  # the main process has them, too
             result = run_alignment(config, progress=progress, overwrite=options.overwrite, resume=options.resume)
     except KeyboardInterrupt:
         if "RANK" in os.environ:  # torchrun passes the signal on once more

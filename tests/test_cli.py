@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
@@ -13,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mixlogit_align import cli
+from mixlogit_align.alignment import AlignmentConfig, RunResult
 from mixlogit_align.alignment.config import DataConfig, IntegrationConfig, ModelConfig, StrengthConfig, UpdateConfig
 from mixlogit_align.alignment.settings import parse_config
-from mixlogit_align.errors import ConvergenceError, IntegrationError, InvalidInputError
+from mixlogit_align.errors import ConvergenceError, IntegrationError, InvalidInputError, MixlogitError
+from tests.alignment.processes import on_ranks
 
 TINY = """
 out: {out}
@@ -281,9 +288,189 @@ def test_report_of_a_failure_fails(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (tmp_path / "report.html").exists()
 
 
-def test_it_runs_as_a_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mixlogit_align.cli", "report", "nowhere"], capture_output=True, text=True, check=False
-    )
+@pytest.mark.parametrize("module", ["mixlogit_align", "mixlogit_align.cli"])
+def test_it_runs_as_a_program(module: str) -> None:
+    words = [sys.executable, "-m", module, "train", "--config", "run.yaml", "--seed"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == cli.USAGE
-    assert one_line(done.stderr)
+    assert done.stderr.endswith("error: no value for --seed; a value that begins with -- is written --seed=VALUE\n")
+
+
+# --- train and sft, without training ---------------------------------------------------------------
+
+
+class Runs:
+    """Stands in for `run_alignment`: remembers its arguments, and raises or returns what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.answer: BaseException | RunResult = KeyboardInterrupt()
+
+    def __call__(self, config: AlignmentConfig, **options: Any) -> RunResult:
+        self.calls.append({"config": config, **options})
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    stand_in = Runs()
+    monkeypatch.setattr("mixlogit_align.alignment.run_alignment", stand_in)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    return stand_in
+
+
+@pytest.fixture
+def second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the second of two processes under torchrun."""
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(cli, "TURN_SECONDS", 0.0)
+
+
+@pytest.mark.parametrize(
+    "flags, options",
+    [
+        ([], {"resume": False, "overwrite": False}),
+        (["--resume"], {"resume": True, "overwrite": False}),
+        (["--overwrite"], {"resume": False, "overwrite": True}),
+    ],
+    ids=["new", "resume", "overwrite"],
+)
+def test_flags_reach_the_run(config: Path, runs: Runs, flags: list[str], options: dict[str, bool]) -> None:
+    assert cli.main(["train", "--config", str(config), *flags]) == cli.INTERRUPTED
+    assert [{name: call[name] for name in options} for call in runs.calls] == [options]
+
+
+@pytest.mark.parametrize(
+    "environment, launcher",
+    [
+        ({}, "mixlogit-align"),
+        ({"RANK": "0", "LOCAL_WORLD_SIZE": "2"}, "torchrun --standalone --nproc-per-node 2 -m mixlogit_align"),
+        (
+            {"RANK": "0", "LOCAL_WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2"},
+            "torchrun ... (as before, on every node) -m mixlogit_align",
+        ),
+    ],
+    ids=["alone", "processes", "nodes"],
+)
+def test_an_interrupted_run_tells_how_to_go_on(
+    config: Path, runs: Runs, environment: dict[str, str], launcher: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    words = ["train", "--config", str(config), "--overwrite", "--name", "a b", "--seed=3"]
+    assert cli.main(words) == cli.INTERRUPTED
+    told, command = capsys.readouterr().err.splitlines()
+    assert f"the run so far is in {config.parent / 'run'}" in told
+    assert command == f"  {launcher} train --config {config} --name 'a b' --seed=3 --resume"
+
+
+def test_the_command_that_goes_on_is_accepted(config: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["sft", "--config", str(config), "--name", "a b"])
+    program, *words = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert program == "mixlogit-align"
+    assert cli.main(words) == cli.INTERRUPTED
+    assert [call["config"] for call in runs.calls] == [runs.calls[0]["config"]] * 2
+    assert [call["resume"] for call in runs.calls] == [False, True]
+
+
+RESULT = RunResult(
+    path=Path("r"),
+    name="a",
+    metrics={"preference": {"loss": 0.5, "rewards/accuracies": 0.75}},
+    strength={"family": "gamma", "mean": 0.2, "sd": 0.1, "initial": {"mean": 0.1, "sd": 0.05}},
+    truth=None,
+    alarms=[{"name": "both_logps_falling", "stage": "preference", "step": 40, "message": "Look."}],
+    seconds=3.0,
+)
+
+
+def test_a_result_is_a_few_lines(
+    config: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mixlogit_align.report.write_report", lambda *_: [])
+    runs.answer = RESULT
+    assert cli.main(["train", "--config", str(config)]) == cli.PASSED
+    assert capsys.readouterr().out.splitlines() == [
+        "data: simulated",
+        "preference: held-out loss 0.5000, rewards/accuracies 0.7500",
+        "strength: gamma, mean 0.2000 (at first 0.1000), sd 0.1000 (at first 0.0500)",
+        "ALARM both_logps_falling (preference, step 40): Look.",
+        "run folder: r, with a report.html (3 s)",
+    ]
+
+
+def test_only_the_main_process_prints(
+    config: Path, runs: Runs, second: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs.answer = RESULT
+    assert cli.main(["train", "--config", str(config)]) == cli.PASSED
+    runs.answer = KeyboardInterrupt()
+    assert cli.main(["train", "--config", str(config)]) == cli.INTERRUPTED
+    assert cli.main(["train", "--config", str(config), "--print-config"]) == cli.PASSED
+    assert [call["progress"] for call in runs.calls] == [None, None]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_of_another_process_waits_its_turn_and_names_it(
+    config: Path, runs: Runs, second: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(cli, "TURN_SECONDS", 7.0)
+    monkeypatch.setattr("time.sleep", waited.append)
+    runs.answer = MixlogitError("no memory")
+    assert cli.main(["train", "--config", str(config)]) == cli.FAILED
+    assert capsys.readouterr().err == "mixlogit-align: process 1: failed: no memory\n"
+    with pytest.raises(SystemExit):
+        cli.main(["train"])
+    assert waited == [7.0, 7.0]
+
+
+def test_the_first_process_of_another_machine_speaks_at_once(
+    config: Path, runs: Runs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "8")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("waited"))
+    assert cli.main(["train", "--config", str(config), "--sft.seed", "1"]) == cli.USAGE
+    assert capsys.readouterr().err.startswith("mixlogit-align: process 8: error: settings: got unknown sft.seed")
+
+
+def test_printed_settings_are_the_resolved_ones(config: Path, runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--config", str(config), "--seed", "5"]
+    assert cli.main([*words, "--print-config"]) == cli.PASSED
+    printed = parse_config(yaml.safe_load(capsys.readouterr().out))
+    cli.main(words)
+    assert [call["config"] for call in runs.calls] == [printed]
+    assert printed.seed == 5
+
+
+@pytest.mark.parametrize("section, first", [([], "out: str, required"), (["preference.optim"], "preference.optim: a")])
+def test_settings_are_listed(section: list[str], first: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--settings", *section])
+    assert stop.value.code == cli.PASSED
+    text = capsys.readouterr().out
+    assert text.startswith(first)
+    assert "preference.optim.lr: float (default: 5e-07)\n    Learning rate after the warm-up.\n" in text
+
+
+def train_on_a_rank(words: list[str]) -> tuple[int, str]:
+    """As under torchrun; its environment is set up late, since the process group is there already."""
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(torch.distributed.get_rank())
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = cli.main(["train", *words])
+    return status, printed.getvalue()
+
+
+def test_two_processes_train_and_speak_with_one_voice(config: Path) -> None:
+    words = ["--config", str(config), "--sft", "null", "--preference.eval_every_examples", "16"]
+    first, other = on_ranks(2, train_on_a_rank, words)
+    assert other == (cli.PASSED, "")
+    assert first[0] == cli.PASSED
+    told = [line.partition(":")[0] for line in first[1].splitlines()]
+    assert told[-4:] == ["data", "preference", "strength", "run folder"]
+    assert json.loads((config.parent / "run" / "run.json").read_text())["processes"] == 2
