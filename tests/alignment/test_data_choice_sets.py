@@ -92,6 +92,7 @@ def test_domains_without_words_are_set_aside_and_named(tmp_path):
     trials = [(1, "Films", "ab", "a"), (1, "Travel", "ab", "a"), (2, "Coffee", "abc", "b"), (2, "Coffee", "bc", "b")]
     data = mms(tmp_path, *trials)
     assert [(row.prompt, row.chosen) for row in data.comparisons] == [("Films: which one do you choose?", " Léon")]
+    assert data.report["question_asked"] == "{domain}: which one do you choose?"
     assert data.report["domains_of_images"] == ["Travel"]
     assert data.report["domains_of_numbers"] == ["Coffee"]
     assert (data.report["choices_among_images"], data.report["choices_among_numbers"]) == (1, 2)
@@ -108,6 +109,16 @@ def test_the_question_is_a_setting(tmp_path):
         Mms2019Data(question="Choose:")
 
 
+@pytest.mark.parametrize(
+    "content", ['{"City": ', '{"City": {"a": "Seattle", "b": "Portland"}}'], ids=["json", "prompt"]
+)
+def test_unusable_texts_are_named(tmp_path, content):
+    path = folder(tmp_path, [(1, "City", "ab", "a")])
+    (tmp_path / "domains.json").write_text(content)
+    with pytest.raises(InvalidInputError, match=r"domains\.json"):
+        load_data(Mg2019Data(path=path, groups=()))
+
+
 # --- the real ones ---------------------------------------------------------------------------------
 
 
@@ -118,33 +129,47 @@ def trials_of(path):
 
 @pytest.fixture(scope="module")
 def mg2019(shared_data):
-    return load_data(Mg2019Data(path=str(shared_data / "mg2019"), sets="sets"))
+    return load_data(Mg2019Data(path=str(shared_data / "mg2019")))
 
 
-def test_mg2019_pairs(shared_data):
-    data = load_data(Mg2019Data(path=str(shared_data / "mg2019")))
-    assert len(data.comparisons) == 87_040
-    assert len({row.pair_id for row in data.comparisons}) == 87_040
-    assert data.report["bad_rows"] == {}
+@pytest.fixture(scope="module")
+def mg2019_choices(mg2019):
+    """Row of the trials -> its pairs."""
+    choices = {}
+    for pair in mg2019.comparisons:
+        choices.setdefault(pair.pair_id // 10_000, []).append(pair)
+    return choices
 
 
-def test_mg2019_sets(mg2019, shared_data):
+def test_mg2019_pairs(mg2019):
+    assert len(mg2019.comparisons) == 87_040
+    assert len({row.pair_id for row in mg2019.comparisons}) == 87_040
+    assert (mg2019.report["rows_read"], mg2019.report["bad_rows"]) == (56_320, {})
+
+
+def test_mg2019_choices(mg2019_choices, shared_data):
     trials = trials_of(shared_data / "mg2019")
     domains = json.loads((shared_data / "mg2019" / "domains.json").read_text())
-    assert Counter(len(row.responses) for row in mg2019.comparisons) == {2: 30_720, 3: 20_480, 4: 5_120}
-    rows = sorted(mg2019.comparisons, key=lambda row: row.pair_id)
-    expected = [(t["subject"], " " + domains[t["domain"]][t["choice"]]) for t in trials]
-    assert [(row.annotator_id, row.chosen) for row in rows] == expected
-    pairs = Counter((row.prompt, frozenset(row.responses)) for row in rows if len(row.responses) == 2)
-    assert set(pairs.values()) == {320}
+    assert Counter(len(pairs) for pairs in mg2019_choices.values()) == {1: 30_720, 2: 20_480, 3: 5_120}
+    expected = {row: {(t["subject"], " " + domains[t["domain"]][t["choice"]])} for row, t in enumerate(trials)}
+    assert {row: {(p.annotator_id, p.chosen) for p in pairs} for row, pairs in mg2019_choices.items()} == expected
+    alone = [pairs[0] for pairs in mg2019_choices.values() if len(pairs) == 1]
+    assert set(Counter((pair.prompt, frozenset(pair.responses)) for pair in alone).values()) == {320}
+
+
+def test_mg2019_sets(shared_data):
+    """As they were shown, in a part of the data."""
+    path = shared_data / "mg2019"
+    data = load_data(Mg2019Data(path=str(path), sets="sets", streaming=True, max_train=500, max_eval=50))
+    trials = trials_of(path)[: data.report["rows_read"]]
+    rows = [trials[row.pair_id // 10_000] for row in data.comparisons]
+    assert [len(row.responses) for row in data.comparisons] == [len(row["set"]) for row in rows]
+    assert [row.choice for row in data.comparisons] == [row["set"].index(row["choice"]) for row in rows]
 
 
 def test_mg2019_people(mg2019):
-    assert len({row.annotator_id for row in mg2019.comparisons}) == 1760
-    cells = Counter(
-        tuple(row.groups[name] for name in ("sex", "educ", "region", "race", "age"))
-        for row in {row.annotator_id: row for row in mg2019.comparisons}.values()
-    )
+    people = {row.annotator_id: row.groups for row in mg2019.comparisons}
+    cells = Counter(tuple(groups[k] for k in ("sex", "educ", "region", "race", "age")) for groups in people.values())
     # cells of one or two people are kept as they are
     assert min(cells.values()) == 1
     assert sum(cells.values()) == 1760

@@ -156,6 +156,13 @@ def test_a_hub_s_splits(hub, streaming):
     assert len(load_data(one).comparisons) == 10
 
 
+def test_streaming_a_hub_reads_no_further_than_asked(hub):
+    write(hub / "train.jsonl", ROWS)
+    part = load_data(TableData(path=f"hub:{hub}", streaming=True, max_train=5, max_eval=1, eval_fraction=0.3))
+    assert part.report["rows_read"] < 40
+    assert [len(part.split(name)) for name in ("train", "eval")] == [5, 1]
+
+
 def test_hh_through_a_hub(hub):
     for name, start in (("train", 0), ("test", 100)):
         rows = [{"chosen": asked(start + i, "a"), "rejected": asked(start + i, "b")} for i in range(5)]

@@ -10,26 +10,29 @@ import html
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from mixlogit_align.alignment.data.columns import with_columns
 from mixlogit_align.alignment.data.config import Mg2019Data, Mms2019Data
-from mixlogit_align.alignment.data.files import data_folder, open_text, read_table
+from mixlogit_align.alignment.data.files import data_folder, open_text, read_table, readable
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
 from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData
 from mixlogit_align.alignment.data.sets import compare, numbered
+from mixlogit_align.errors import InvalidInputError, explain
 
 Domain = tuple[str, Mapping[str, str]]  # the question, and letter -> text
 
 
 def read_mg2019(config: Mg2019Data) -> PreferenceData:
     """Read ``trials``, ``subjects`` and ``domains.json``; the prompt is the question as it was asked."""
-    domains = {
-        name: (domain["prompt"], {letter: text for letter, text in domain.items() if len(letter) == 1})
-        for name, domain in _texts(config.path, "domains.json").items()
-    }
-    return _read(config, domains, {})
+    domains: dict[str, Domain] = {}
+    for name, entries in _entries(config.path, "domains.json").items():
+        if not entries.get("prompt"):
+            raise InvalidInputError(
+                explain(f"{config.path}/domains.json", got=f"no prompt of {name!r}", expected="one", hint="adding it")
+            )
+        domains[name] = (entries["prompt"], _options(entries))
+    return _read(config, domains, {}, {})
 
 
 def read_mms2019(config: Mms2019Data) -> PreferenceData:
@@ -40,28 +43,37 @@ def read_mms2019(config: Mms2019Data) -> PreferenceData:
     """
     domains: dict[str, Domain] = {}
     set_aside: dict[str, list[str]] = {"images": [], "numbers": []}
-    for name, texts in _texts(config.path, "objects.json").items():
+    for name, entries in _entries(config.path, "objects.json").items():
+        texts = _options(entries)
         if any(text.startswith(("http://", "https://")) for text in texts.values()):
             set_aside["images"].append(name)
         elif config.options == "words" and not all(any(map(str.isalpha, text)) for text in texts.values()):
             set_aside["numbers"].append(name)
         else:
             domains[name] = (config.question.replace("{domain}", name), texts)
-    return _read(config, domains, set_aside)
+    return _read(config, domains, set_aside, {"question_asked": config.question})
 
 
-def _texts(path: str, name: str) -> dict[str, dict[str, Any]]:
-    """Domain -> its entries, texts without the entities of HTML."""
-    with open_text(data_folder(path), name) as file:
+def _entries(path: str, name: str) -> dict[str, dict[str, str]]:
+    """Domain -> its texts by name, without the entities of HTML."""
+    with readable(f"{path}/{name}"), open_text(data_folder(path), name) as file:
         domains = json.load(file)
     return {
-        domain: {key: html.unescape(text).strip() if isinstance(text, str) else text for key, text in entries.items()}
+        domain: {key: html.unescape(text).strip() for key, text in entries.items() if isinstance(text, str)}
         for domain, entries in domains.items()
     }
 
 
+def _options(entries: Mapping[str, str]) -> dict[str, str]:
+    """Letter -> text."""
+    return {letter: text for letter, text in entries.items() if len(letter) == 1}
+
+
 def _read(
-    config: Mg2019Data | Mms2019Data, domains: Mapping[str, Domain], set_aside: Mapping[str, list[str]]
+    config: Mg2019Data | Mms2019Data,
+    domains: Mapping[str, Domain],
+    set_aside: Mapping[str, list[str]],
+    notes: Mapping[str, str],
 ) -> PreferenceData:
     bad = BadRows(source=config.source, policy=config.bad_rows)
     counts: Counter[str] = Counter()
@@ -107,5 +119,5 @@ def _read(
         bad=bad,
         counts=counts,
         eval_fraction=config.eval_fraction,
-        notes={f"domains_of_{why}": names for why, names in set_aside.items() if names},
+        notes={**notes, **{f"domains_of_{why}": names for why, names in set_aside.items() if names}},
     )

@@ -71,8 +71,8 @@ class ReaderSettings:
         Fixes that part, and which prompts are held out where the data have no split of their own.
     """
 
-    source: str = ""
-    path: str = ""
+    source: str
+    path: str
     bad_rows: Literal["refuse", "leave_out"] = "refuse"
     max_train: int | None = None
     max_eval: int | None = None
@@ -256,9 +256,11 @@ class TableData(StreamedSettings):
     ----------
     path : str
         A file, a folder of files, a pattern such as ``data/*.parquet``, or ``hub:NAME``.
-    train_split, eval_split : str or None
-        The files of a folder (``train`` means ``train.jsonl``, ``train.csv.gz`` and so on), or the splits at a hub,
-        that are trained and evaluated on. Without ``eval_split``, prompts are held out.
+    train_split : str or None
+        Of a folder or hub, the files or the split to train on: ``train`` means ``train.jsonl``, ``train.csv.gz`` and so
+        on. None is all files of a folder, and "train" at a hub or beside ``eval_split``.
+    eval_split : str or None
+        The files or the split to evaluate on; None holds prompts out.
     eval_fraction : float or None
         Share of the prompts held out; None is 0.1. Not with ``eval_split`` or ``split``.
     prompt : str or None
@@ -268,7 +270,7 @@ class TableData(StreamedSettings):
         what comes before must be the same for all; texts begin with the text in ``prompt``, or are transcripts that
         split at the last "\\n\\nAssistant:".
     chosen, rejected : str or None
-        Columns of the two responses of a pair.
+        Column of the chosen, and of the rejected response of a pair.
     responses : tuple of str
         One column that lists the candidates, or a column for each.
     choice : str or None
@@ -276,16 +278,22 @@ class TableData(StreamedSettings):
     choice_by : {"index", "text", "column"}
         What ``choice`` holds: the candidate's number counted from 0, its text, or the name of its column.
     sets : {"pairs", "sets"}
-        As for other choice sets.
-    annotator_id, weight, pair_id, split : str or None
-        Columns of who chose, how often it counts, a whole number that names the row, and "train" or one of "eval",
-        "test", "validation". With ``sets: pairs`` a row of several candidates becomes pairs named
-        100 * pair_id + number of the rejected one.
+        One comparison of the chosen candidate with each other one, or one comparison of all.
+    annotator_id : str or None
+        Column of who chose.
+    weight : str or None
+        Column of how often the choice counts.
+    pair_id : str or None
+        Column of a whole number that names the row; None counts the rows. With ``sets: pairs``, ``responses`` become
+        pairs named 100 * pair_id + index of the rejected one.
+    split : str or None
+        Column of the split: "train", or one of "eval", "test" and "validation". None holds prompts out.
     groups : tuple of str
         Columns that become groups; an empty cell belongs to none.
     """
 
     source: Literal["table"] = "table"
+    path: str
     train_split: str | None = None
     eval_split: str | None = None
     eval_fraction: float | None = None

@@ -126,7 +126,7 @@ def _format(file: Path) -> str | None:
 
 def _file_lines(file: Path, bad: BadRows) -> Iterator[Line]:
     kind = _format(file)
-    with _readable(str(file)):
+    with readable(str(file)):
         if kind == ".parquet":
             yield from _parquet_lines(file)
         elif kind == ".csv":
@@ -206,14 +206,14 @@ def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line
     split = split or "train"
     files = {"data_files": {split: [f"{name}.*", f"{name}-[0-9]*"]}} if name else {}
     label = f"{address}/{name}" if name else f"{address}#{split}"
-    with _readable(f"data set {HUB}{label}", datasets.exceptions.DatasetsError):
+    with readable(f"data set {HUB}{label}", datasets.exceptions.DatasetsError):
         table = datasets.load_dataset(address, split=split, revision=revision or None, streaming=streaming, **files)
         for number, values in enumerate(table, start=1):
             yield f"{label}:{number}", values
 
 
 @contextmanager
-def _readable(what: str, *errors: type[Exception]) -> Iterator[None]:
+def readable(what: str, *errors: type[Exception]) -> Iterator[None]:
     """Say in our words that a file or hub cannot be read."""
     unreadable: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, zlib.error, csv.Error, *errors)
     try:

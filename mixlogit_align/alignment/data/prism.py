@@ -31,6 +31,7 @@ class Candidate:
     chosen: bool
 
 
+MOST = 10  # candidates of a turn, whose pairs, twice where they tie, fit into the numbers of one
 Turn = tuple[str, list[Candidate]]  # what the person wrote, and the candidates to answer it
 
 
@@ -139,6 +140,8 @@ def _turn(entries: Sequence[Mapping[str, Any]]) -> Turn:
         raise BadRow("wrong_type", "a turn is one message of the user and those of models")
     if len(answers) < 2:
         raise BadRow("too_few_candidates", f"{len(answers)}")
+    if len(answers) > MOST:
+        raise BadRow("wrong_type", f"{len(answers)} candidates, more than {MOST}")
     candidates = []
     for answer in answers:
         if not isinstance(answer.get("if_chosen"), bool):
