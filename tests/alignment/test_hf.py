@@ -334,6 +334,14 @@ def test_a_full_disk_leaves_the_earlier_export(folders, tmp_path, when):
     assert different(ours(out), theirs(folders["llama"])) == []
 
 
+def test_what_a_killed_export_left_is_cleared_away(folders, tmp_path):
+    (tmp_path / ".policy.partial").mkdir()
+    (tmp_path / ".policy.partial" / "model-00001-of-00009.safetensors").write_bytes(b"half of it")
+    out = exported(folders["phi"], tmp_path / "policy")
+    assert [path.name for path in tmp_path.iterdir()] == ["policy"]
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+
+
 def export_on_a_full_disk(folder: str, out: Path) -> list[str]:
     config, found = PretrainedModel(path=folder), []
     model, tokenizer = ours(folder), hf.load_tokenizer(config, [])
