@@ -34,6 +34,7 @@ def test_there_are_tutorials() -> None:
         "04_a_real_application",
         "05_bayesian_mixed_logit",
         "06_a_recovery_study",
+        "07_from_mixed_logit_to_mixdpo",
     ]
 
 
