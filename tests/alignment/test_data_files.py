@@ -95,8 +95,9 @@ def test_one_table_in_two_formats_is_refused(tmp_path):
         ("rows.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode())[:-9], "rows.jsonl.gz"),
         ("rows.json", b'[{"prompt": ', "rows.json"),
         ("rows.csv", b"prompt,chosen,rejected\nq,\xff,b\n", "rows.csv"),
+        ("rows.csv", b"prompt,chosen,rejected,chosen\nq,a,b,c\n", "column 'chosen' twice"),
     ],
-    ids=["ending", "parquet", "cut", "json", "bytes"],
+    ids=["ending", "parquet", "cut", "json", "bytes", "columns"],
 )
 def test_an_unreadable_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)

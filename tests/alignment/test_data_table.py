@@ -191,6 +191,7 @@ BAD = {
     "weight type": ("wrong_type", {**GOOD, "n": "much"}, {"weight": "n"}),
     "id": ("conflicting_ids", {**GOOD, "id": 1}, {"pair_id": "id"}),
     "id type": ("wrong_type", {**GOOD, "id": "x1"}, {"pair_id": "id"}),
+    "id size": ("wrong_type", {**GOOD, "id": 2**60}, {"pair_id": "id"}),
     "split": ("wrong_type", {**GOOD, "part": "dev"}, {"split": "part"}),
     "group": ("wrong_type", {**GOOD, "sex": ["f"]}, {"groups": ("sex",)}),
     "prefix": ("prompts_differ", {"prompt": "q", "chosen": "q a", "rejected": "r b"}, {**REPEATED, "prompt": "prompt"}),

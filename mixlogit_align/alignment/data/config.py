@@ -181,8 +181,8 @@ class PrismData(ConversationSettings):
         ``sets: pairs`` compares every two candidates. The scores are kept either way (`Comparison.scores`), and the
         group ``choice_and_score`` says whether the two agree.
     ties : {"if_chosen", "leave_out", "both"}
-        Between candidates of equal score: the chosen one is preferred, and where neither is chosen there is no
-        comparison; no comparison; or half a vote for each, so that the two together are one judgement.
+        Between candidates of equal score: the chosen one is preferred, and where none is chosen there is no comparison;
+        no comparison; or a vote for each, with weights that add up to 1.
     balanced : bool
         Only conversations of the balanced subset.
     groups : tuple of str

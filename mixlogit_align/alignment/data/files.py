@@ -179,6 +179,13 @@ def _csv_lines(file: Path, bad: BadRows) -> Iterator[Line]:
         else file.open(encoding="utf-8-sig", newline="")
     ) as text:
         rows = csv.DictReader(text)
+        columns = Counter(rows.fieldnames or ())
+        if len(columns) < columns.total():
+            raise InvalidInputError(
+                explain(
+                    str(file), got=f"column {columns.most_common(1)[0][0]!r} twice", expected="one", hint="renaming"
+                )
+            )
         for values in rows:
             where = f"{file.name}:{rows.line_num}"
             if None in values or None in values.values():
@@ -206,7 +213,7 @@ def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line
     split = split or "train"
     files = {"data_files": {split: [f"{name}.*", f"{name}-[0-9]*"]}} if name else {}
     label = f"{address}/{name}" if name else f"{address}#{split}"
-    with readable(f"data set {HUB}{label}", datasets.exceptions.DatasetsError):
+    with readable(f"data set {HUB}{label}", Exception):  # a hub has its own ways to fail
         table = datasets.load_dataset(address, split=split, revision=revision or None, streaming=streaming, **files)
         for number, values in enumerate(table, start=1):
             yield f"{label}:{number}", values

@@ -20,6 +20,7 @@ from mixlogit_align.alignment.data.splits import SPLIT_NAMES
 from mixlogit_align.errors import InvalidInputError, explain
 
 EVAL_FRACTION = 0.1
+MOST = 2**56  # pair ids of several pairs a row fit into 64 bits
 ROLES = ("system", "user", "assistant")
 
 
@@ -50,6 +51,8 @@ def read_table_data(config: TableData) -> PreferenceData:
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
         pair_id = row.number if config.pair_id is None else as_whole(row.value(config.pair_id), config.pair_id)
+        if abs(pair_id) >= MOST:
+            raise BadRow("wrong_type", f"{config.pair_id} is {pair_id}, not below 2**56")
         if pair_id in seen:
             raise BadRow("conflicting_ids", f"{config.pair_id} {pair_id}")
         seen.add(pair_id)
