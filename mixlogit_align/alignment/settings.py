@@ -154,8 +154,10 @@ def _section(cls: type[T], settings: Any, where: str) -> T:
 def _value(hint: Any, value: Any, where: str) -> Any:
     """``value`` as the annotated type ``hint``, or an error naming the setting ``where``."""
     sections, optional = sections_of(hint), type(None) in options_of(hint)
+    is_list = any(typing.get_origin(option) is tuple for option in options_of(hint))
     if isinstance(value, _Text):
-        value = _yaml(value, where) if sections or (optional and value in ("null", "~", "")) else str(value)
+        written = sections or is_list or (optional and value in ("null", "~", ""))
+        value = _yaml(value, where) if written else str(value)
     if value is None and optional:
         return None
     if sections:
@@ -169,15 +171,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         read = None
     if read is None:  # also where None is given: jsonargparse lets it pass for any type
         words = choices_of(hint)
-        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.0)
-        raise InvalidInputError(
-            explain(
-                where,
-                got=repr(value),
-                expected=spelled(hint) if words else f"a value of type {spelled(hint)}",
-                hint=near[0] if near else f"another value; `mixlogit-align train --settings {where}` explains it",
-            )
-        )
+        got = [item for item in value if item not in words] if isinstance(value, list | tuple) else value
+        near = difflib.get_close_matches(str(got), words, n=1, cutoff=0.0)
+        hint_ = near[0] if near else f"another value; `mixlogit-align train --settings {where}` explains it"
+        if is_list and isinstance(value, str):
+            hint_ = f"`[{value}]`"
+        expected = spelled(hint) if words else f"a value of type {spelled(hint)}"
+        raise InvalidInputError(explain(where, got=repr(value), expected=expected, hint=hint_))
     return read
 
 

@@ -137,7 +137,7 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"activation_checkpointing": 1}, r"activation_checkpointing: got 1; expected a value of type bool"),
         ({"name": 5}, r"name: got 5; expected a value of type str"),
         ({"tracking": ["wandb", "tensorbord"]}, r"got .*; expected list of one of tensorboard, wandb\. Try tensorb"),
-        ({"tracking": "wandb"}, r"tracking: got 'wandb'; expected list of"),
+        ({"tracking": "wandb"}, r"tracking: got 'wandb'; expected list of .*Try `\[wandb\]`"),
         ({"checkpoint": {"every_examples": 2.5}}, r"every_examples: got 2\.5; expected a value of type int or null"),
         ({"checkpoint": None}, r"checkpoint: got None; expected a section of settings"),
         ({1: 2}, r"unknown 1; expected one of out"),
