@@ -6,17 +6,19 @@ Importing this package does not import transformers.
 
 from __future__ import annotations
 
+from mixlogit_align.alignment.checkpoint import CheckpointError
 from mixlogit_align.alignment.config import AlignmentConfig
 from mixlogit_align.alignment.demo import demo_runs
 from mixlogit_align.alignment.logratios import SequenceLogProbs, sequence_logprobs
 from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, mixdpo_loss
 from mixlogit_align.alignment.progress import RichProgress
-from mixlogit_align.alignment.runner import RunResult, run_alignment
+from mixlogit_align.alignment.runner import RunResult, export_checkpoint, run_alignment
 from mixlogit_align.alignment.settings import dump_config, load_config, parse_config
 from mixlogit_align.alignment.trainer import NonFiniteLossError
 
 __all__ = [
     "AlignmentConfig",
+    "CheckpointError",
     "MixDPOLoss",
     "NonFiniteLossError",
     "PreferenceLoss",
@@ -25,6 +27,7 @@ __all__ = [
     "SequenceLogProbs",
     "demo_runs",
     "dump_config",
+    "export_checkpoint",
     "load_config",
     "mixdpo_loss",
     "parse_config",

@@ -145,7 +145,7 @@ class Checkpoints:
         return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
 
     def latest(self) -> Position | None:
-        """Where the most recent checkpoint stands; None where there is none. Remains of broken saves are removed.
+        """Where the most recent checkpoint stands; None where there is none.
 
         Raises
         ------
@@ -154,9 +154,6 @@ class Checkpoints:
         InvalidInputError
             When it belongs to another model or other data.
         """
-        if self.world.is_main:
-            for path in self.folder.glob(f".*{PARTIAL}"):
-                shutil.rmtree(path)
         names = self.world.tell(self.names())
         if not names:
             return None
@@ -172,6 +169,12 @@ class Checkpoints:
                     )
                 )
         return Position(**{name: manifest[name] for name in ("stage", "step", "log_bytes", "held_out")})
+
+    def sweep(self) -> None:
+        """Remove what saves left that were killed; for the run itself, which saves nothing at the moment."""
+        if self.world.is_main:
+            for path in self.folder.glob(f".*{PARTIAL}"):
+                shutil.rmtree(path)
 
     def load(self, state: TrainingState, position: Position) -> None:
         """Restore ``state``, and the random states where the number of processes is the same.

@@ -189,6 +189,32 @@ def skeleton(config: ModelConfig, tokenizer: Any, seed: int) -> nn.Module:
     return model
 
 
+def require_positions(model: Any, longest: int) -> None:
+    """Refuse sequences that are longer than a model knows positions.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What `skeleton` gave.
+    longest : int
+        Tokens of the longest sequence.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    known = getattr(model.config, "max_position_embeddings", None)
+    if known is not None and longest > known:
+        raise InvalidInputError(
+            explain(
+                "tokenization.max_length",
+                got=f"sequences of up to {longest} tokens",
+                expected=f"at most the {known} positions of the model",
+                hint=f"tokenization.max_length={known}",
+            )
+        )
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Fill a `skeleton` with its weights, in place, before or after it is sharded.

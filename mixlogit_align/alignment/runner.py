@@ -19,10 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixlogit_align.alignment.alarms import Alarm, find_alarms, non_finite
-from mixlogit_align.alignment.checkpoint import Checkpoints, Position, TrainingState, model_fingerprint
+from mixlogit_align.alignment.checkpoint import (
+    Checkpoints,
+    Position,
+    TrainingState,
+    model_fingerprint,
+    write_durably,
+)
 from mixlogit_align.alignment.config import (
     AlignmentConfig,
     LearnedUpdate,
@@ -31,15 +37,16 @@ from mixlogit_align.alignment.config import (
     StageConfig,
 )
 from mixlogit_align.alignment.conversations import texts
-from mixlogit_align.alignment.data import StrengthTruth, load_data
+from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
-from mixlogit_align.alignment.data.schema import SPLITS, PreferenceData, Split
+from mixlogit_align.alignment.data.schema import SPLITS, Split
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.parallel import World, join, recompute_activations, resolved, shard
 from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.strength import build_preference_loss, strength_record
 from mixlogit_align.alignment.tokenization import content_hash, tokenize
 from mixlogit_align.alignment.tracking import open_trackers, require_packages
@@ -135,6 +142,7 @@ def run_alignment(
         run = Run(config, folder, world, progress if progress is not None and world.is_main else _silent)
         folder.write("run.json", run.record("running"))
         try:
+            run.build()
             result = run.stages(preference_loss)
         except KeyboardInterrupt:
             folder.write("run.json", run.record("interrupted"))
@@ -148,6 +156,53 @@ def run_alignment(
             raise
         folder.write("run.json", run.record("finished", metrics=result.metrics))
         return result
+
+
+def export_checkpoint(run: str | Path, out: str | Path) -> Path:
+    """Write the policy of a run's last checkpoint in Hugging Face format, also of a run that was interrupted.
+
+    Parameters
+    ----------
+    run : path
+        The run folder.
+    out : path
+        Gets ``policy/`` and, of a preference stage, ``strength.json`` beside it.
+
+    Returns
+    -------
+    Path
+        ``out/policy``, which ``from_pretrained`` loads.
+
+    Raises
+    ------
+    InvalidInputError
+        When the run has no checkpoint, or its data or model are no longer those it was begun with.
+    CheckpointError
+        When the checkpoint is damaged.
+    """
+    config = dataclasses.replace(load_config(Path(run) / "config.yaml"), out=str(run))
+    with join(config.device, config.precision) as world:
+        exported = Run(config, RunFolder(config, world), world, _silent)
+        exported.build()
+        exported.export(Path(out), _preference_loss(config, world))
+    return Path(out) / "policy"
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A stage ready to be trained or restored; ``extra`` as of `TrainingState`."""
+
+    name: str
+    config: StageConfig
+    objective: SFTObjective | PreferenceObjective
+    groups: Sequence[ParameterGroup]
+    optimizer: torch.optim.Optimizer
+    extra: Mapping[str, Tensor]
+
+    @property
+    def state(self) -> TrainingState:
+        """What a checkpoint holds of it."""
+        return TrainingState(module=self.objective, optimizer=self.optimizer, extra=self.extra)
 
 
 class Run:
@@ -181,42 +236,55 @@ class Run:
             **details,
         }
 
-    def stages(self, preference_loss: MixDPOLoss | None) -> RunResult:
-        """Build what is trained, train it, and write what it became."""
+    def build(self) -> None:
+        """Read and tokenize the data, build the policy, and see how far the run has come."""
         from mixlogit_align.alignment import hf
 
         config, world = self.config, self.world
-        data = load_data(config.data)
-        self.tokenizer, rows, data_hash = self._tokenized(data)
-        if preference_loss is not None:
-            _require_pairs(rows)
-        policy = self._sharded(hf.skeleton(config.model, self.tokenizer, config.seed), self.precision)
-        hf.load_weights(policy.policy, config.model, world.device, _dtype(self.precision))
+        self.data = load_data(config.data)
+        data_hash = self._tokenize()
+        self.collator = Collator(pad_id=self.tokenizer.pad_token_id, device=world.device)
+        model = hf.skeleton(config.model, self.tokenizer, config.seed)
+        lengths = (len(ids) for split in self.rows.values() for row in split for ids in row.input_ids)
+        hf.require_positions(model, max(lengths))
+        self.policy = self._sharded(model, self.precision)
+        hf.load_weights(self.policy.policy, config.model, world.device, _dtype(self.precision))
         self.checkpoints = Checkpoints(
             self.folder.path / "checkpoints",
             keep=config.checkpoint.keep,
-            identity={"data": data_hash, "model": model_fingerprint(policy)},
+            identity={"data": data_hash, "model": model_fingerprint(self.policy)},
             world=world,
         )
         self.reached = self.checkpoints.latest()
         if self.reached is not None:
             self.held_out.update(self.reached.held_out)
+
+    def stages(self, preference_loss: MixDPOLoss | None) -> RunResult:
+        """Train what is left to train, and write what it became."""
+        from mixlogit_align.alignment import hf
+
+        config = self.config
+        if preference_loss is not None:
+            _require_pairs(self.rows)
+        self.checkpoints.sweep()
+        self.folder.write("data.json", self.data_record)
         strength = truth = None
         with self._open_log() as self.log:
             self._watch()
             self.trainer = Trainer(
-                collator=Collator(pad_id=self.tokenizer.pad_token_id, device=world.device),
+                collator=self.collator,
                 log=self.log,
                 progress=self.progress,
                 seed=config.seed,
-                world=world,
+                world=self.world,
                 evaluated=self._watch,
             )
             if config.sft is not None and (self.reached is None or self.reached.stage == "sft"):
-                self._sft(policy, config.sft, rows)
+                stage = self._sft(config.sft)
+                self._train(stage, self.rows, self._restore(stage))
             if config.preference is not None and preference_loss is not None:
-                strength, truth = self._preference(policy, preference_loss, config.preference, rows, data.truth)
-        hf.export(policy.policy, self.tokenizer, self.folder.path / "policy", world)
+                strength, truth = self._preference(self._preference_stage(config.preference, preference_loss))
+        hf.export(self.policy.policy, self.tokenizer, self.folder.path / "policy", self.world)
         return RunResult(
             path=self.folder.path,
             name=config.name,
@@ -227,23 +295,49 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    # --- what is trained -------------------------------------------------------------------------------
-
-    def _tokenized(self, data: PreferenceData) -> tuple[Any, Rows, str]:
-        """The tokenizer, the rows of each split as ids, and the hash of all of them."""
+    def export(self, out: Path, preference_loss: MixDPOLoss | None) -> None:
+        """Write the policy of the last checkpoint, and the strength beside it."""
         from mixlogit_align.alignment import hf
 
-        splits = {name: data.split(name) for name in SPLITS}
-        tokenizer = hf.load_tokenizer(self.config.model, (text for row in splits["train"] for text in texts(row)))
-        tokenized = {
-            name: tokenize(split, tokenizer, self.config.tokenization, source=self.config.data.source)
-            for name, split in splits.items()
-        }
-        rows: Rows = {name: found for name, (found, _) in tokenized.items()}
-        data_hash = content_hash([row for name in SPLITS for row in rows[name]])
-        reports = {name: report.as_dict() for name, (_, report) in tokenized.items()}
-        self.folder.write("data.json", {"reader": dict(data.report), "tokenization": reports, "hash": data_hash})
-        return tokenizer, rows, data_hash
+        if self.reached is None:
+            raise InvalidInputError(
+                explain(
+                    str(self.folder.path),
+                    got="no checkpoint",
+                    expected="a run that has saved one",
+                    hint="a run with `checkpoint.keep` of at least 1",
+                )
+            )
+        if self.reached.stage == "sft":
+            assert self.config.sft is not None
+            self._restore(self._sft(self.config.sft))
+        else:
+            assert self.config.preference is not None
+            assert preference_loss is not None
+            stage = self._preference_stage(self.config.preference, preference_loss)
+            self._restore(stage)
+            if self.world.is_main:
+                out.mkdir(parents=True, exist_ok=True)
+                write_durably(out / "strength.json", json.dumps(self._strength_record(stage), indent=2) + "\n")
+        hf.export(self.policy.policy, self.tokenizer, out / "policy", self.world)
+
+    # --- what is trained -------------------------------------------------------------------------------
+
+    def _tokenize(self) -> str:
+        """Make the tokenizer and the rows of each split as ids; returns the hash of all of them."""
+        from mixlogit_align.alignment import hf
+
+        splits = {name: self.data.split(name) for name in SPLITS}
+        self.tokenizer = hf.load_tokenizer(self.config.model, (text for row in splits["train"] for text in texts(row)))
+        self.rows: Rows = {}
+        reports = {}
+        for name, split in splits.items():
+            settings, source = self.config.tokenization, self.config.data.source
+            self.rows[name], report = tokenize(split, self.tokenizer, settings, source=source)
+            reports[name] = report.as_dict()
+        data_hash = content_hash([row for name in SPLITS for row in self.rows[name]])
+        self.data_record = {"reader": dict(self.data.report), "tokenization": reports, "hash": data_hash}
+        return data_hash
 
     def _sharded(self, model: nn.Module, precision: Precision) -> SequenceLogProbs:
         """The model as it computes: dropout stays off, since policy and reference must agree where they start."""
@@ -253,113 +347,120 @@ class Run:
         shard(policy, self.world, precision)
         return policy
 
-    def _reference(self, policy: SequenceLogProbs, precision: str) -> SequenceLogProbs:
+    def _reference(self, precision: str) -> SequenceLogProbs:
         """The policy as it is now, in the reference's precision; it shares the policy's float32 parameters."""
         from mixlogit_align.alignment import hf
 
         if precision == "match" or self.precision == "float32":
-            return policy
+            return self.policy
         reference = self._sharded(hf.skeleton(self.config.model, self.tokenizer, self.config.seed), "float32")
-        reference.load_state_dict({name: value.float() for name, value in policy.state_dict().items()}, assign=True)
+        now = {name: value.float() for name, value in self.policy.state_dict().items()}
+        reference.load_state_dict(now, assign=True)
+        for buffer in reference.buffers():
+            buffer.data = buffer.data.to(self.world.device)
         return reference
 
     # --- stages ----------------------------------------------------------------------------------------
 
-    def _sft(self, policy: SequenceLogProbs, config: StageConfig, rows: Rows) -> None:
-        objective = SFTObjective(
-            policy, self.trainer.collator, eval_batch_size=config.eval_batch_size, world=self.world
-        )
-        groups = [_policy_group(policy, config)]
-        state = TrainingState(module=objective, optimizer=build_optimizer(groups, config.optim))
-        self._train("sft", config, objective, groups, state, rows, self._restore("sft", state))
+    def _sft(self, config: StageConfig) -> _Stage:
+        size = config.eval_batch_size
+        objective = SFTObjective(self.policy, self.collator, eval_batch_size=size, world=self.world)
+        groups = [self._policy_group(config)]
+        return _Stage("sft", config, objective, groups, build_optimizer(groups, config.optim), {})
 
-    def _preference(
-        self,
-        policy: SequenceLogProbs,
-        preference_loss: MixDPOLoss,
-        config: PreferenceConfig,
-        rows: Rows,
-        known: StrengthTruth | None,
-    ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        objective = PreferenceObjective(policy, preference_loss, self.trainer.collator, config=config, world=self.world)
-        mixing = preference_loss.mixing
-        groups = [_policy_group(policy, config)]
+    def _preference_stage(self, config: PreferenceConfig, preference_loss: MixDPOLoss) -> _Stage:
+        objective = PreferenceObjective(self.policy, preference_loss, self.collator, config=config, world=self.world)
+        groups = [self._policy_group(config)]
         update = config.strength.update
         if isinstance(update, LearnedUpdate):
             groups.append(
                 ParameterGroup(
                     name="strength",
-                    parameters=list(mixing.parameters()),
+                    parameters=list(preference_loss.mixing.parameters()),
                     lr=update.lr,
                     max_grad_norm=update.max_grad_norm,
                 )
             )
         reference = {
-            name: torch.zeros(len(rows[name]), 2, dtype=torch.float64, device=self.world.device) for name in SPLITS
+            f"reference/{name}": torch.zeros(len(self.rows[name]), 2, dtype=torch.float64, device=self.world.device)
+            for name in SPLITS
         }
-        extra = {f"reference/{name}": logps for name, logps in reference.items()}
-        state = TrainingState(module=objective, optimizer=build_optimizer(groups, config.optim), extra=extra)
-        start = self._restore("preference", state)
+        return _Stage("preference", config, objective, groups, build_optimizer(groups, config.optim), reference)
+
+    def _policy_group(self, config: StageConfig) -> ParameterGroup:
+        return ParameterGroup(
+            name="policy",
+            parameters=list(self.policy.parameters()),
+            lr=config.optim.lr,
+            max_grad_norm=config.optim.max_grad_norm,
+        )
+
+    def _preference(self, stage: _Stage) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        objective, config, known = stage.objective, stage.config, self.data.truth
+        assert isinstance(objective, PreferenceObjective)
+        assert isinstance(config, PreferenceConfig)
+        start = self._restore(stage)
         if start == 0:
-            judge = self._reference(policy, config.reference_precision)
+            judge = self._reference(config.reference_precision)
             for name in SPLITS:
-                reference[name].copy_(objective.logps(judge, rows[name]))
+                stage.extra[f"reference/{name}"].copy_(objective.logps(judge, self.rows[name]))
             del judge
         rows = {
-            name: [row.with_reference(logps) for row, logps in zip(rows[name], reference[name].tolist(), strict=True)]
+            name: [
+                row.with_reference(logps)
+                for row, logps in zip(self.rows[name], stage.extra[f"reference/{name}"].tolist(), strict=True)
+            ]
             for name in SPLITS
         }
         if start == 0 and self.precision == "float32":
             _check_start(objective, rows["eval"][: config.eval_batch_size])
         try:
-            self._train("preference", config, objective, groups, state, rows, start)
+            self._train(stage, rows, start)
         finally:
-            steps = config.num_steps(len(rows["train"]))
-            strength = strength_record(mixing, config, steps, known, objective.solver)
+            strength = self._strength_record(stage)
             self.folder.write("strength.json", strength)
         held_out = objective.held_out(rows["eval"])
         if self.world.is_main:
             _write_log_ratios(self.folder.path / "log_ratios.parquet", held_out)
         truth = None
         if known is not None:
-            comparison = compare_with_truth(held_out, mixing.cpu()(), preference_loss.integration, known)
+            mixing, integration = objective.preference_loss.mixing, objective.preference_loss.integration
+            comparison = compare_with_truth(held_out, mixing.cpu()(), integration, known)
             truth = {"strength": known.summary(), "held_out": comparison}
             self.folder.write("truth.json", truth)
         return strength, truth
 
-    def _restore(self, stage: str, state: TrainingState) -> int:
-        """Steps of this stage that were done before; ``state`` is then as it was after them."""
-        if self.reached is None or self.reached.stage != stage:
+    def _strength_record(self, stage: _Stage) -> dict[str, Any]:
+        objective, config = stage.objective, stage.config
+        assert isinstance(objective, PreferenceObjective)
+        assert isinstance(config, PreferenceConfig)
+        steps = config.num_steps(len(self.rows["train"]))
+        return strength_record(objective.preference_loss.mixing, config, steps, self.data.truth, objective.solver)
+
+    def _restore(self, stage: _Stage) -> int:
+        """Steps of this stage that were done before; all that it trains is then as it was after them."""
+        if self.reached is None or self.reached.stage != stage.name:
             return 0
-        self.checkpoints.load(state, self.reached)
+        self.checkpoints.load(stage.state, self.reached)
         return self.reached.step
 
-    def _train(
-        self,
-        stage: str,
-        config: StageConfig,
-        objective: SFTObjective | PreferenceObjective,
-        groups: Sequence[ParameterGroup],
-        state: TrainingState,
-        rows: Rows,
-        start: int,
-    ) -> None:
+    def _train(self, stage: _Stage, rows: Rows, start: int) -> None:
         def save(step: int, latest: Mapping[str, float]) -> None:
-            self.held_out[stage] = latest
+            self.held_out[stage.name] = latest
             log_bytes = self.world.on_main(self.log.durable_bytes)
-            position = Position(stage=stage, step=step, log_bytes=log_bytes, held_out=self.held_out)
-            self.checkpoints.save(state, position)
+            position = Position(stage=stage.name, step=step, log_bytes=log_bytes, held_out=self.held_out)
+            self.checkpoints.save(stage.state, position)
 
-        self.held_out[stage] = self.trainer.run(
-            stage,
-            config,
-            objective,
-            groups,
-            state.optimizer,
+        self.held_out[stage.name] = self.trainer.run(
+            stage.name,
+            stage.config,
+            stage.objective,
+            stage.groups,
+            stage.optimizer,
             rows["train"],
             rows["eval"],
             start=start,
-            held_out=self.held_out.get(stage),
+            held_out=self.held_out.get(stage.name),
             save=save,
             save_every_examples=self.config.checkpoint.every_examples,
         )
@@ -436,15 +537,6 @@ def _preference_loss(config: AlignmentConfig, world: World) -> MixDPOLoss | None
             )
         ) from error
     return preference_loss
-
-
-def _policy_group(policy: SequenceLogProbs, config: StageConfig) -> ParameterGroup:
-    return ParameterGroup(
-        name="policy",
-        parameters=list(policy.parameters()),
-        lr=config.optim.lr,
-        max_grad_norm=config.optim.max_grad_norm,
-    )
 
 
 def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedComparison]) -> None:

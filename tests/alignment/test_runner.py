@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet
@@ -15,12 +16,14 @@ from mixlogit_align.alignment import (
     AlignmentConfig,
     NonFiniteLossError,
     demo_runs,
+    export_checkpoint,
     load_config,
     run_alignment,
     runner,
     sequence_logprobs,
 )
 from mixlogit_align.alignment.config import (
+    CheckpointConfig,
     ClosedFormRule,
     FrozenUpdate,
     GammaStrength,
@@ -307,3 +310,47 @@ def test_demo_runs(tmp_path):
     assert tasks[0] == "sft"
     assert tasks[-1] == "cv0 mixdpo gamma closed form"
     assert all(result.truth["held_out"]["accuracy"] > 0.6 for result in results[1:])
+
+
+def test_the_last_checkpoint_is_exported_as_the_run_would(finished, tmp_path):
+    policy = export_checkpoint(finished.path, tmp_path / "exported")
+    assert json.loads((policy.parent / "strength.json").read_text()) == finished.strength
+    weights = [
+        load(PretrainedModel(path=str(path)), [], seed=0)[0].state_dict() for path in (policy, finished.path / "policy")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    assert [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])] == []
+
+
+def test_a_run_that_saved_nothing_has_nothing_to_export(tmp_path):
+    config = tiny_config(tmp_path / "run", sft=None, checkpoint=CheckpointConfig(keep=0))
+    run_alignment(config)
+    with pytest.raises(InvalidInputError, match="no checkpoint"):
+        export_checkpoint(tmp_path / "run", tmp_path / "exported")
+
+
+def test_parameters_in_bfloat16_are_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="bfloat16_parameters stores the policy in bfloat16"):
+        run_alignment(tiny_config(tmp_path / "run", sft=None, precision="bfloat16_parameters"))
+    assert records(tmp_path / "run", "preference", "eval")[-1]["loss"] < math.log(2) + 0.05
+
+
+def test_a_float32_reference_of_a_bfloat16_policy(tmp_path):
+    spreads = {}
+    for reference in ("float32", "match"):
+        base = tiny_config(tmp_path / reference, sft=None, precision="bfloat16")
+        preference = dataclasses.replace(base.preference, reference_precision=reference)
+        run_alignment(dataclasses.replace(base, preference=preference))
+        spreads[reference] = records(tmp_path / reference, "preference", "eval")[0]["log_ratio/sd"]
+    # the policy against itself, and against itself without rounding to 8 bits
+    assert spreads["match"] == 0.0
+    assert 1e-3 < spreads["float32"] < 0.5
+
+
+def test_sequences_longer_than_the_models_positions_are_refused(finished, tmp_path):
+    few = tmp_path / "few"
+    shutil.copytree(finished.path / "policy", few)
+    settings = json.loads((few / "config.json").read_text())
+    (few / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 10}))
+    with pytest.raises(InvalidInputError, match=r"expected at most the 10 positions.*max_length=10"):
+        run_alignment(tiny_config(tmp_path / "run", model=PretrainedModel(path=str(few))))
