@@ -118,7 +118,7 @@ def test_an_annotator_who_votes_twice(community, double_votes, rows):
     again = ("q", ["D", "A", "B", "C"], "a")  # the same candidates in other slots, another choice
     data = community(
         conversation("x", TURN),
-        conversation("y", again),
+        conversation("x", again),
         conversation("z", again, annotator="w2"),
         double_votes=double_votes,
         sets="sets",
@@ -132,7 +132,7 @@ BAD = {
     "missing_field": (("q", ["A", "B", "C", None], "a"), {}),
     "empty_response": (("q", ["A", "B", "C", "<|end_of_text|>"], "a"), {}),
     "empty_prompt": ((" ", ["A", "B", "C", "D"], "a"), {}),
-    "conflicting_ids": (TURN, {"conversation_id": "good"}),
+    "conflicting_ids": (("other", ["A", "B", "C", "D"], "a"), {"conversation_id": "good"}),
 }
 
 

@@ -157,6 +157,16 @@ def test_a_hub_s_splits(hub, streaming):
     assert len(load_data(one).comparisons) == 10
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_a_hub_s_configurations(hub, streaming):
+    for name, rows in (("one", ROWS[:10]), ("two", ROWS[10:])):
+        write(hub / f"{name}.jsonl", rows)
+    names = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("one", "two"))
+    (hub / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    data = load_data(TableData(path=f"hub:{hub}:two", streaming=streaming))
+    assert len(data.comparisons) == 30
+
+
 def test_streaming_a_hub_reads_no_further_than_asked(hub):
     write(hub / "train.jsonl", ROWS)
     part = load_data(TableData(path=f"hub:{hub}", streaming=True, max_train=5, max_eval=1, eval_fraction=0.3))

@@ -32,7 +32,7 @@ def read_community(config: CommunityData) -> PreferenceData:
     """
     bad = BadRows(source="community", policy=config.bad_rows)
     counts: Counter[str] = Counter()
-    seen: set[str] = set()
+    first_prompts: dict[str, str | None] = {}
     votes: set[tuple[str, str, frozenset[str]]] = set()
 
     columns = ["conversation_id", "annotator_id", *(f"first_turn_{name}" for name in FIELDS), *config.groups]
@@ -43,9 +43,9 @@ def read_community(config: CommunityData) -> PreferenceData:
         conversation, annotator = row.label("conversation_id"), row.label("annotator_id")
         if conversation is None or annotator is None:
             raise BadRow("missing_field", "conversation_id" if conversation is None else "annotator_id")
-        if conversation in seen:
+        first_prompt = row.label("first_turn_prompt")
+        if first_prompts.setdefault(conversation, first_prompt) != first_prompt:
             raise BadRow("conflicting_ids", conversation)
-        seen.add(conversation)
         if config.languages and row.text("assigned_lang") not in config.languages:
             counts["conversations_in_other_languages"] += 1
             return

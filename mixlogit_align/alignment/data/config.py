@@ -60,8 +60,8 @@ class ReaderSettings:
     ----------
     path : str
         A local file or folder; environment variables and ``~`` are expanded, a relative path is taken from the working
-        folder. Readers that say so also take ``hub:NAME``, a name that ``datasets.load_dataset`` knows, with an
-        optional revision and split: ``hub:NAME@REVISION#SPLIT``.
+        folder. Readers that say so also take ``hub:NAME``, a name that ``datasets.load_dataset`` knows, with
+        configuration, revision and split where they are needed: ``hub:NAME:CONFIGURATION@REVISION#SPLIT``.
     bad_rows : {"refuse", "leave_out"}
         What to do about rows that break a rule of `mixlogit_align.alignment.data.rows`: an error that counts them by
         rule and names the first, or go on without them, counted and named in the reader's report.
@@ -125,7 +125,7 @@ class ChoiceSetSettings(HeldOutSettings):
     Parameters
     ----------
     sets : {"pairs", "sets"}
-        One comparison of the chosen candidate with each other one, or one comparison of all.
+        A comparison of the chosen candidate with each other one, each of the whole weight, or one comparison of all.
     """
 
     sets: Literal["pairs", "sets"] = "pairs"
@@ -278,7 +278,7 @@ class TableData(StreamedSettings):
     choice_by : {"index", "text", "column"}
         What ``choice`` holds: the candidate's number counted from 0, its text, or the name of its column.
     sets : {"pairs", "sets"}
-        One comparison of the chosen candidate with each other one, or one comparison of all.
+        A comparison of the chosen candidate with each other one, each of the whole weight, or one comparison of all.
     annotator_id : str or None
         Column of who chose.
     weight : str or None

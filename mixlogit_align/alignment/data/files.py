@@ -48,8 +48,8 @@ def read_table(path: str, bad: BadRows, *, name: str | None = None, streaming: b
     Parameters
     ----------
     path : str
-        As in the settings: a file, a folder, a pattern, or ``hub:NAME@REVISION#SPLIT``. Several files are read in the
-        order of their names.
+        As in the settings: a file, a folder, a pattern, or ``hub:NAME:CONFIGURATION@REVISION#SPLIT``. Several files are
+        read in the order of their names.
     bad : BadRows
         Gets the lines that cannot be parsed.
     name : str, optional
@@ -210,11 +210,14 @@ def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line
 
     address, _, split = address.partition("#")
     address, _, revision = address.partition("@")
+    address, _, config = address.partition(":")
     split = split or "train"
     files = {"data_files": {split: [f"{name}.*", f"{name}-[0-9]*"]}} if name else {}
     label = f"{address}/{name}" if name else f"{address}#{split}"
     with readable(f"data set {HUB}{label}", Exception):  # a hub has its own ways to fail
-        table = datasets.load_dataset(address, split=split, revision=revision or None, streaming=streaming, **files)
+        table = datasets.load_dataset(
+            address, config or None, split=split, revision=revision or None, streaming=streaming, **files
+        )
         for number, values in enumerate(table, start=1):
             yield f"{label}:{number}", values
 

@@ -24,7 +24,7 @@ from mixlogit_align.alignment.data.turns import wanted, written
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A response with what its reader made of it."""
+    """A response and how it was judged."""
 
     text: str
     score: float | None
@@ -187,14 +187,19 @@ def _judgements(
             best = candidates[chosen[0]].score
         else:
             best = max(score for i in among if (score := candidates[i].score) is not None)
+        # By choice, the chosen one and those of its score; by score, those of the highest.
         leaders = [i for i in among if candidates[i].score == best] if best is not None else chosen
         if len(leaders) == 1:
             yield among, leaders[0], 1.0
             continue
         counts["score_ties"] += 1
-        preferred = {"if_chosen": [i for i in leaders if i in chosen], "leave_out": [], "both": leaders}[config.ties]
-        if config.ties == "if_chosen" and len(preferred) != 1:
-            preferred = []
+        match config.ties:
+            case "both":
+                preferred = leaders
+            case "if_chosen" if len(taken := [i for i in leaders if i in chosen]) == 1:
+                preferred = taken
+            case _:
+                preferred = []
         counts["score_ties_left_out"] += not preferred
         for leader in preferred:
             yield among, leader, 1 / len(preferred)
