@@ -377,6 +377,24 @@ def test_the_command_that_goes_on_is_accepted(config: Path, runs: Runs, capsys: 
     assert [call["resume"] for call in runs.calls] == [False, True]
 
 
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_the_examples_of_training_are_accepted(
+    config: Path, runs: Runs, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(config.parent)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    examples = capsys.readouterr().out.partition("examples:\n")[2].partition("\n\n")[0].splitlines()
+    words = [shlex.split(line.strip().partition("   ")[0].partition("mixlogit")[2])[1:] for line in examples]
+    shows = [line for line in words if "--settings" in line]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(*shows)
+    assert stop.value.code == cli.PASSED
+    assert capsys.readouterr().out.startswith("data: a section, one of source: simulated, ")
+    statuses = [cli.main(line) for line in words if line not in shows]
+    assert sorted(statuses) == [cli.PASSED, *[cli.INTERRUPTED] * (len(examples) - 2)]
+
+
 RESULT = RunResult(
     path=Path("r"),
     name="a",

@@ -29,11 +29,14 @@ class Setting:
         What follows the name: type and default; of a kind of section, the tag that chooses it.
     meaning : str
         From the docstring of its dataclass.
+    tag : str
+        Of the section it stands in, where that is one of several kinds, e.g. ``"family: gamma"``.
     """
 
     path: str
     summary: str
     meaning: str
+    tag: str
 
 
 def options_of(hint: Any) -> tuple[Any, ...]:
@@ -82,7 +85,9 @@ def spelled(hint: Any) -> str:
     return "null" if hint is type(None) else str(hint.__name__)
 
 
-def settings(section: Any = AlignmentConfig, where: str = "", seen: set[Any] | None = None) -> Iterator[Setting]:
+def settings(
+    section: Any = AlignmentConfig, where: str = "", tag: str = "", seen: set[Any] | None = None
+) -> Iterator[Setting]:
     """Every setting of a section and of those below it; sections of a union one after the other.
 
     Parameters
@@ -90,6 +95,8 @@ def settings(section: Any = AlignmentConfig, where: str = "", seen: set[Any] | N
     section : dataclass
     where : str
         The dotted name of the section and a dot.
+    tag : str
+        As of `Setting`.
     seen : set, optional
         Sections that are described already, and are not again (three families of strength share one `update`).
     """
@@ -105,21 +112,25 @@ def settings(section: Any = AlignmentConfig, where: str = "", seen: set[Any] | N
         if tagged:
             kind = f"a section, one of {tag_of(sections[0])}: {', '.join(by_tag(sections))}"
         meaning = meanings.get(field.name) or (_summary(sections[0]) if sections and not tagged else "")
-        yield Setting(path=path, summary=f"{kind}{_default(field, tagged)}", meaning=meaning)
+        yield Setting(path=path, summary=f"{kind}{_default(field, tagged)}", meaning=meaning, tag=tag)
         for option in sections:
             if (path, option) in seen:
                 continue
             seen.add((path, option))
+            chosen = f"{tag_of(option)}: {dataclasses.fields(option)[0].default}" if tagged else ""
             if tagged:
-                tag = f"{tag_of(option)}: {dataclasses.fields(option)[0].default}"
-                yield Setting(path=path, summary=f"with `{tag}`", meaning=_summary(option))
-            yield from settings(option, f"{path}.", seen)
+                yield Setting(path=path, summary=f"with `{chosen}`", meaning=_summary(option), tag=chosen)
+            yield from settings(option, f"{path}.", chosen, seen)
 
 
 def known_as(name: str, where: str = "") -> str:
-    """The dotted names below ``where`` that end in ``name``; none is an empty word."""
-    paths = dict.fromkeys(item.path for item in settings() if item.path.rpartition(".")[2] == name)
-    return " or ".join(path for path in paths if path.startswith(where))
+    """Where a name that is unknown in a section is known: in another kind of it, or further below; or an empty word."""
+    everything = list(settings())
+    kinds = dict.fromkeys(f"`{item.tag}`" for item in everything if item.path == f"{where}{name}")
+    if kinds:
+        return f"{' or '.join(kinds)}, which knows it"
+    below = (item.path for item in everything if item.path.startswith(where))
+    return " or ".join(dict.fromkeys(path for path in below if path.endswith(f".{name}")))
 
 
 def manual(section: str | None = None, *, width: int = 100) -> str:

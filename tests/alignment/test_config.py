@@ -129,6 +129,8 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"data": "hh"}, r"data: got 'hh'; expected a section of settings"),
         ({"data": {"source": ["hh"]}}, r"data\.source: got \['hh'\]; expected one of simulated, hh"),
         ({"optim": {"lr": 1}}, r"unknown optim; .*Try sft\.optim or preference\.optim\."),
+        ({"data": {"source": "hh", "utility_scale": 9}}, r"data\.utility_scale; .*Try `source: simulated`, which"),
+        ({"preference": {"strength": {"family": "gamma", "update": {"kind": "frozen", "lr": 1}}}}, "`kind: learned`, "),
         ({"preference": {"lr": 1}}, r"Try preference\.optim\.lr or preference\.strength\.update\.lr\."),
         ({"preference": {"strength": {"family": "gamma", "rate": 0}}}, r"^preference\.strength\.rate: got 0\.0;"),
         ({"preference": {"batch_size": None}}, r"batch_size: got None; expected a value of type int"),
