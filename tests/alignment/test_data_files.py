@@ -332,6 +332,20 @@ def test_what_is_no_whole_number(value):
     assert bad.value.rule == "wrong_type"
 
 
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [(True, True), ("true", True), (1, True), (1.0, True), (False, False), ("False", False), (0, False), (None, False)],
+    ids=str,
+)
+def test_flags(value, flag):
+    assert Row(number=0, where="x", values={"a": value}).flag("a") is flag
+
+
+def test_what_is_no_flag():
+    with pytest.raises(BadRow):
+        Row(number=0, where="x", values={"a": "maybe"}).flag("a")
+
+
 def test_labels_leave_out_what_is_empty():
     row = Row(number=0, where="x", values={"a": "", "b": None, "c": float("nan"), "d": 0, "e": False, "f": "text"})
     assert row.labels(("a", "b", "c", "d", "e", "f", "g")) == {"d": "0", "e": "False", "f": "text"}

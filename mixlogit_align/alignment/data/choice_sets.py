@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from mixlogit_align.alignment.data.columns import with_columns
 from mixlogit_align.alignment.data.config import Mg2019Data, Mms2019Data
 from mixlogit_align.alignment.data.files import data_folder, open_text, read_table, readable
+from mixlogit_align.alignment.data.people import read_people
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
 from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData
 from mixlogit_align.alignment.data.sets import compare, numbered
 from mixlogit_align.errors import InvalidInputError, explain
 
+COLUMNS = ("subject", "domain", "set", "choice")
 Domain = tuple[str, Mapping[str, str]]  # the question, and letter -> text
 
 
@@ -78,19 +80,13 @@ def _read(
     bad = BadRows(source=config.source, policy=config.bad_rows)
     counts: Counter[str] = Counter()
     folder = str(data_folder(config.path))
-    people: dict[str, dict[str, str]] = {}
-    subjects = with_columns(read_table(folder, bad, name="subjects"), config.groups, f"groups of {config.source}")
-    for number, (where, values) in enumerate(subjects):
-        with bad.leaving_out(where):
-            row = Row(number=number, where=where, values=values)
-            subject = row.text("subject")
-            if subject in people:
-                raise BadRow("conflicting_ids", f"subject {subject}")
-            people[subject] = row.labels(config.groups)
+    people = read_people(
+        read_table(folder, bad, name="subjects"), config.groups, bad, key="subject", what=f"groups of {config.source}"
+    )
     reason = {name: why for why, names in set_aside.items() for name in names}
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
-        domain, subject, shown, taken = (row.text(name) for name in ("domain", "subject", "set", "choice"))
+        subject, domain, shown, taken = (row.text(name) for name in COLUMNS)
         if domain in reason:
             counts[f"choices_among_{reason[domain]}"] += 1
             return
@@ -114,7 +110,7 @@ def _read(
 
     return read_rows(
         config,
-        [(None, read_table(folder, bad, name="trials"))],
+        [(None, with_columns(read_table(folder, bad, name="trials"), COLUMNS, f"columns of {config.source}'s trials"))],
         comparisons_of,
         bad=bad,
         counts=counts,

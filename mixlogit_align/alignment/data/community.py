@@ -49,7 +49,7 @@ def read_community(config: CommunityData) -> PreferenceData:
         if config.languages and row.text("assigned_lang") not in config.languages:
             counts["conversations_in_other_languages"] += 1
             return
-        if config.subset != "all" and row.label(SUBSETS[config.subset]) not in ("True", "true", "1"):
+        if config.subset != "all" and not row.flag(SUBSETS[config.subset]):
             counts["conversations_outside_subset"] += 1
             return
         groups = row.labels(config.groups)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from mixlogit_align.alignment.data.columns import require_known
+from mixlogit_align.alignment.data.columns import with_columns
 from mixlogit_align.alignment.data.config import PrismData
 from mixlogit_align.alignment.data.files import read_table
+from mixlogit_align.alignment.data.people import read_people
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
 from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_number, as_text, as_whole
 from mixlogit_align.alignment.data.schema import Comparison, Message, PreferenceData
@@ -43,7 +44,8 @@ def read_prism(config: PrismData) -> PreferenceData:
     """
     bad = BadRows(source="prism", policy=config.bad_rows)
     counts: Counter[str] = Counter()
-    people = _read_survey(config, bad)
+    survey = read_table(config.path, bad, name="survey", streaming=config.streaming)
+    people = read_people(survey, config.groups, bad, key="user_id", what="groups of PRISM")
     seen: set[str] = set()
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
@@ -53,7 +55,7 @@ def read_prism(config: PrismData) -> PreferenceData:
         seen.add(conversation)
         if person not in people:
             raise BadRow("unknown_id", f"{person} is not in the survey")
-        if config.balanced and not row.value("included_in_balanced_subset"):
+        if config.balanced and not row.flag("included_in_balanced_subset"):
             counts["conversations_outside_subset"] += 1
             return
         groups = {**people[person], **row.labels(("conversation_type",))}
@@ -89,37 +91,17 @@ def read_prism(config: PrismData) -> PreferenceData:
                         scores=scores if len(scores) == len(shown) else None,
                     )
 
+    columns = ["conversation_id", "user_id", "conversation_history"]
+    columns += ["included_in_balanced_subset"] if config.balanced else []
     lines = read_table(config.path, bad, name="conversations", streaming=config.streaming)
     return read_rows(
-        config, [(None, lines)], comparisons_of, bad=bad, counts=counts, eval_fraction=config.eval_fraction
+        config,
+        [(None, with_columns(lines, columns, "columns of PRISM's conversations"))],
+        comparisons_of,
+        bad=bad,
+        counts=counts,
+        eval_fraction=config.eval_fraction,
     )
-
-
-def _read_survey(config: PrismData, bad: BadRows) -> dict[str, dict[str, str]]:
-    """user_id -> the person's groups."""
-    people: dict[str, dict[str, str]] = {}
-    names: dict[str, None] = {}
-    for number, (where, values) in enumerate(read_table(config.path, bad, name="survey", streaming=config.streaming)):
-        row = Row(number=number, where=where, values=_flat(values))
-        names.update(dict.fromkeys(row.values))
-        with bad.leaving_out(where):
-            person = row.text("user_id")
-            if person in people:
-                raise BadRow("conflicting_ids", person)
-            people[person] = row.labels(config.groups)
-    require_known(config.groups, names, "groups of PRISM")
-    return people
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested fields as ``religion_simplified`` and so on."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update({f"{name}_{key}": inner for key, inner in value.items()})
-        else:
-            flat[name] = value
-    return flat
 
 
 def _entries_by_turn(history: Any) -> list[list[Mapping[str, Any]]]:

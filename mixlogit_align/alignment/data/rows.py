@@ -86,6 +86,14 @@ class Row:
         """The fields that hold a label."""
         return {name: label for name in names if (label := self.label(name)) is not None}
 
+    def flag(self, name: str) -> bool:
+        """The field as a truth value; False where it is empty."""
+        truth = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        label = self.label(name)
+        if label is not None and label.lower() not in truth:
+            raise BadRow("wrong_type", f"{name} is {label!r:.40}")
+        return label is not None and truth[label.lower()]
+
     def number_in(self, name: str) -> float:
         """The field as a finite number."""
         return as_number(self.value(name), name)
