@@ -18,6 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 GENERATED = ("demo_output/", "build/", "runs/", ".venv")  # written by the commands, so absent from a clone
+RUN_FOLDER = {
+    "config.yaml",
+    "run.json",
+    "data.json",
+    "metrics.jsonl",
+    "strength.json",
+    "log_ratios.parquet",
+    "report.html",
+}
 SUFFIXES = "py|md|toml|txt|yaml|yml|json|jsonl|html|ipynb|parquet|csv"
 
 
@@ -40,7 +49,7 @@ def named_paths(text: str) -> set[str]:
     """Relative links, and back-ticked words that look like a path or a file."""
     links = {link for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text) if "://" not in link}
     words = {word for word in spans(text) if re.fullmatch(rf"[\w.-]+/[\w./-]*|[\w-]+\.(?:{SUFFIXES})|\.[\w.-]+", word)}
-    return {path for path in links | words if not path.startswith(GENERATED)}
+    return {path for path in (links | words) - RUN_FOLDER if not path.startswith(GENERATED)}
 
 
 def named_commands(text: str, program: str) -> set[str]:
@@ -108,7 +117,11 @@ COMMANDS_THAT_RUN = ("simulate", "fit")  # in order; the others need minutes or 
 
 def commands_to_run() -> list[list[str]]:
     """Words of the commands in shell blocks of the README that take no time."""
-    lines = [shlex.split(line) for block in fences(read("README.md"), "sh") for line in block.splitlines()]
+    lines = [
+        shlex.split(line)
+        for block in fences(read("README.md"), "sh")
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
     return [words[1:] for words in lines if words[0] == "mixlogit-align" and words[1] in COMMANDS_THAT_RUN]
 
 
