@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +31,8 @@ from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 MANIFEST = "manifest.json"
 MANIFEST_KEYS = ("stage", "step", "log_bytes", "held_out", "processes", "identity", "files")
-PARTIAL = ".partial"
+STAGES = ("sft", "preference")  # in the order in which a run goes through them
+PARTIAL, REMOVED = ".partial", ".removed"
 CHUNK_BYTES = 1 << 24
 
 
@@ -131,18 +132,24 @@ class Checkpoints:
                     "files": {name: mark for part in files for name, mark in part.items()},
                 }
                 write_durably(partial / MANIFEST, json.dumps(content, indent=1) + "\n")
-                if final.exists():
-                    shutil.rmtree(final)
+                self._remove([final.name] if final.exists() else [])
                 partial.rename(final)
                 sync_folder(self.folder)
-                for old in self.names()[: -self.keep]:
-                    shutil.rmtree(self.folder / old)
+                self._remove(self.names()[: -self.keep])
         self.world.wait()
 
     def names(self) -> list[str]:
-        """Finished checkpoints, oldest first."""
-        found = [path for path in self.folder.glob("[!.]*") if path.is_dir()]
-        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))]
+        """Finished checkpoints in the order of the run; times of files do not count, which a copy does not keep."""
+        return [
+            name
+            for stage in STAGES
+            for name in sorted(path.name for path in self.folder.glob(f"{stage}-{'[0-9]' * 8}") if path.is_dir())
+        ]
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Remove checkpoints; a kill leaves none by its name that is half there."""
+        for name in names:
+            shutil.rmtree((self.folder / name).rename(self.folder / f".{name}{REMOVED}"))
 
     def latest(self) -> Position | None:
         """Where the most recent checkpoint stands; None where there is none.
@@ -171,9 +178,9 @@ class Checkpoints:
         return Position(**{name: manifest[name] for name in ("stage", "step", "log_bytes", "held_out")})
 
     def sweep(self) -> None:
-        """Remove what saves left that were killed; for the run itself, which saves nothing at the moment."""
+        """Remove what kills left of saves and removals; for the run itself, which saves nothing at the moment."""
         if self.world.is_main:
-            for path in self.folder.glob(f".*{PARTIAL}"):
+            for path in [*self.folder.glob(f".*{PARTIAL}"), *self.folder.glob(f".*{REMOVED}")]:
                 shutil.rmtree(path)
 
     def load(self, state: TrainingState, position: Position) -> None:

@@ -469,10 +469,20 @@ class Run:
 
     def _open_log(self) -> MetricsLog:
         """``metrics.jsonl`` up to the last checkpoint, and the trackers beside it; on the main process."""
+        path, keep = self.folder.path / "metrics.jsonl", 0 if self.reached is None else self.reached.log_bytes
+        found = self.world.on_main(lambda: path.stat().st_size if path.exists() else 0)
+        if found < keep:
+            raise InvalidInputError(
+                explain(
+                    str(path),
+                    got=f"{found} bytes",
+                    expected=f"at least the {keep} that the last checkpoint goes on from",
+                    hint="putting the file back, or --overwrite to begin anew",
+                )
+            )
         if not self.world.is_main:
             return MetricsLog(None, begun=self.begun)
-        keep = 0 if self.reached is None else self.reached.log_bytes
-        log = MetricsLog(self.folder.path / "metrics.jsonl", keep_bytes=keep, begun=self.begun)
+        log = MetricsLog(path, keep_bytes=keep, begun=self.begun)
         log.trackers = open_trackers(
             self.config.tracking,
             self.folder.path,

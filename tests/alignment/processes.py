@@ -68,7 +68,7 @@ def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float
     Raises
     ------
     Exception
-        What the first rank to fail raised, with its traceback as a note; the other ranks are stopped.
+        What the first rank to fail raised; notes hold its traceback, and what others raised before they were stopped.
     ProcessDied
         When it ended without an answer; with its stack where its time was up.
     """
@@ -112,6 +112,8 @@ def _run(
                 process.kill()
                 process.join()
         if failures:
+            for failure in failures[1:]:
+                failures[0].add_note(f"and another process: {type(failure).__name__}: {failure}")
             raise failures[0]
     return [results[index] for index in range(len(processes))]
 
@@ -192,7 +194,7 @@ def tiny_policy(folder: Path, architecture: str, *, seed: int = 0) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         policy = AutoModelForCausalLM.from_config(config)
-    hf.save(policy, tokenizer, folder)
+    hf.export(policy, tokenizer, folder)
     return str(folder)
 
 
@@ -247,12 +249,16 @@ def without_clock(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in CLOCK}
 
 
+PREFIXES = ("loss", "grad_norm", "strength/", "learning_rate", "tokens")
+
+
 def largest_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, float]:
     """How far two trajectories are apart in losses, gradient norms, strength and what fixes them, metric by metric.
 
-    A difference is relative to the largest value that the metric takes in its stage on the first trajectory: the
-    gradient norm of the strength, for one, begins where policy and reference agree, with rounding alone. Other metrics
-    are differences of log-probabilities a hundred times as large, and shares of what can tie; they must be there.
+    A difference is relative to the largest value that the metric takes in its stage on the first trajectory; that of
+    the strength's gradient norm to the largest loss, of which it is the derivative: it is what terms of both signs
+    leave over, and 0 where policy and reference agree. Other metrics are differences of much larger numbers, and shares
+    of what can tie: they must be there, and finite.
 
     Returns
     -------
@@ -267,8 +273,9 @@ def largest_differences(one: list[dict[str, Any]], other: list[dict[str, Any]]) 
         assert where == {name: b[name] for name in where}
         for name in a.keys() - where.keys():
             assert math.isfinite(a[name] - b[name]), f"{where}: {name} is {a[name]} and {b[name]}"
-            if name.startswith(("loss", "grad_norm", "strength/", "learning_rate", "tokens")):
+            if name.startswith(PREFIXES) and name != "strength/drift_share":
                 key = f"{a['stage']}/{a['split']}/{name}"
-                scale[key] = max(scale.get(key, 0.0), abs(a[name]))
+                unit = a["loss"] if name == "grad_norm/strength" else a[name]
+                scale[key] = max(scale.get(key, 0.0), abs(unit))
                 difference[key] = max(difference.get(key, 0.0), abs(a[name] - b[name]))
     return {key: difference[key] and difference[key] / (scale[key] or math.ulp(0.0)) for key in sorted(difference)}

@@ -191,17 +191,17 @@ def train_on_a_broken_disk(config: AlignmentConfig, rank: int) -> None:
     """Reading the policy fails on one process alone."""
     from mixlogit_align.alignment import hf
 
+    def broken(*args: object) -> None:
+        raise OSError("the disk is broken")
+
     if dist.get_rank() == rank:
-
-        def missing(*args, **options):
-            raise OSError("no such device")
-
-        hf.load = missing
+        hf.load_weights = broken
     run_alignment(config)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_what_fails_on_one_process_stops_all(policies, tmp_path, rank):
-    with pytest.raises(Exception, match="no such device"):
-        on_ranks(2, train_on_a_broken_disk, config(tmp_path / "run", "llama", policies["llama"]), rank, seconds=20)
+    with pytest.raises(Exception, match=r".") as caught:  # of the one that failed, or of the one that lost it
+        on_ranks(2, train_on_a_broken_disk, config(tmp_path / "run", "llama", policies["llama"]), rank)
+    assert "the disk is broken" in f"{caught.value} {caught.value.__notes__}"
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"

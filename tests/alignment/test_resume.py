@@ -218,10 +218,10 @@ WRITES = {
     "its-manifest": ("open", ".manifest.json", 2),
     "the-manifest-in-place": ("os.rename", ".manifest.json", 2),
     "the-checkpoint-in-place": ("os.rename", ".preference-00000004", 1),
-    "pruning": ("shutil.rmtree", "preference-00000002", 1),
-    "pruning-half-done": ("os.rmdir", "preference-00000002", 1),
+    "pruning": ("os.rename", "preference-00000002", 1),
+    "pruning-half-done": ("os.rmdir", ".preference-00000002.removed", 1),
     "the-strength": ("os.rename", ".strength.json", 1),
-    "the-log-ratios": ("open", "log_ratios.parquet", 1),
+    "the-truth": ("open", ".truth.json", 1),
     "the-policy": ("open", "config.json", 1),
     "the-last-word": ("os.rename", ".run.json", 2),
 }
@@ -342,7 +342,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(unbroken, in
 def test_a_log_shorter_than_the_checkpoint_says_is_told(interrupted, damage):
     damage(Path(interrupted.out) / "metrics.jsonl")
     before = files(Path(interrupted.out) / "checkpoints")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl"):
+    with pytest.raises(InvalidInputError, match=r"metrics\.jsonl: got \d+ bytes; expected at least"):
         run_alignment(interrupted, resume=True)
     assert files(Path(interrupted.out) / "checkpoints") == before
 
@@ -391,7 +391,7 @@ def test_settings_that_leave_the_trajectory_alone_may_change(unbroken, interrupt
 
 
 def transcripts(path: Path, answers: list[str]) -> None:
-    asked = [f"\n\nHuman: {i}?\n\nAssistant:" for i in range(len(answers))]
+    asked = [f"\n\nHuman: {path.stem} {i}?\n\nAssistant:" for i in range(len(answers))]
     rows = [{"chosen": f"{x} {y}", "rejected": f"{x} no"} for x, y in zip(asked, answers, strict=True)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -399,7 +399,7 @@ def transcripts(path: Path, answers: list[str]) -> None:
 def test_data_that_changed_on_the_disk_are_refused(policies, tmp_path):
     for name in ("train", "test"):
         transcripts(tmp_path / f"{name}.jsonl", ["yes"] * 36)
-    settings = config(tmp_path / "run", "llama", policies["llama"], data=HHData(folder=str(tmp_path)))
+    settings = config(tmp_path / "run", "llama", policies["llama"], data=HHData(path=str(tmp_path)))
     with pytest.raises(KeyboardInterrupt):
         run_alignment(settings, progress=Stop("sft", 3))
     transcripts(tmp_path / "train.jsonl", ["yes"] * 35 + ["yet"])
