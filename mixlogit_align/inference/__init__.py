@@ -25,6 +25,7 @@ from mixlogit_align.inference.optimize import (
     maximize_loglik,
     refine_loglik,
 )
+from mixlogit_align.inference.permutation import SignFlip, sign_flip_test
 from mixlogit_align.inference.resampling import Bootstrap, bootstrap, bootstrap_covariance, bootstrap_weights
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Differentiated",
     "MaximumLikelihood",
     "Restricted",
+    "SignFlip",
     "WaldStatistic",
     "approach_loglik",
     "bhhh_covariance",
@@ -52,6 +54,7 @@ __all__ = [
     "mixture_weights",
     "refine_loglik",
     "robust_covariance",
+    "sign_flip_test",
     "standard_errors",
     "wald",
 ]

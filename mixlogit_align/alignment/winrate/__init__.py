@@ -1,0 +1,49 @@
+"""Win rates of a model against an opponent: plain, and at equal length; whose verdicts; how sure they are."""
+
+from __future__ import annotations
+
+from mixlogit_align.alignment.winrate.alpaca_eval import (
+    leaderboard_row,
+    read_annotations,
+    read_leaderboard,
+    read_outputs,
+    read_weights,
+    write_annotations,
+    write_leaderboard,
+    write_outputs,
+)
+from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights, fit_length_control
+from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_outputs
+from mixlogit_align.alignment.winrate.preferences import Preferences, WinRate, win_rate
+from mixlogit_align.alignment.winrate.uncertainty import (
+    BootstrapWinRates,
+    Estimate,
+    SignFlipComparison,
+    bootstrap_win_rates,
+    sign_flip,
+)
+
+__all__ = [
+    "BootstrapWinRates",
+    "Estimate",
+    "LengthControl",
+    "LengthWeights",
+    "Outputs",
+    "Preferences",
+    "ResponsePair",
+    "SignFlipComparison",
+    "WinRate",
+    "bootstrap_win_rates",
+    "fit_length_control",
+    "leaderboard_row",
+    "pair_outputs",
+    "read_annotations",
+    "read_leaderboard",
+    "read_outputs",
+    "read_weights",
+    "sign_flip",
+    "win_rate",
+    "write_annotations",
+    "write_leaderboard",
+    "write_outputs",
+]
