@@ -20,10 +20,10 @@ function                   choice model P(chosen)                               
 =========================  ==============================================================  =======================
 
 In all of them the strength is a number that is set or computed, never a distribution; at a point, `mixdpo_loss` is
-`dpo_loss`. ``strength/mean`` is that number, averaged where it varies by pair. ``pair_weight`` compares a pair's pull
-with DPO's at that strength, as in `mixdpo_loss`, where the pull is the fall of the loss as delta rises and the sum of
-the two log-ratios stays. It is negative where a loss holds a well-fitted pair back, and grows without bound there,
-since DPO's pull has gone.
+`dpo_loss`. ``strength/mean`` is that number, averaged where it varies by pair, and rewards are it times the log-ratio.
+``pair_weight`` compares a pair's pull with DPO's at that strength, as in `mixdpo_loss`, where the pull is the fall of
+the loss as delta rises and the sum of the two log-ratios stays. It is negative where a loss holds a well-fitted pair
+back, and grows without bound there, since DPO's pull has gone.
 
 Every function raises `InvalidInputError` where `mixdpo_loss` does, and for a setting outside its range.
 """
@@ -110,7 +110,7 @@ def conservative_dpo_loss(
 
     References
     ----------
-    Mitchell (2023), A note on DPO with noisy preferences and relationship to IPO, eq. 3.
+    Mitchell (2023), A note on DPO with noisy preferences and relationship to IPO.
     """
     positive(beta=beta)
     _check_smoothing(label_smoothing)
@@ -155,7 +155,7 @@ def robust_dpo_loss(
 
     References
     ----------
-    Chowdhury, Kini and Natarajan (2024), Provably robust DPO, eq. 12.
+    Chowdhury, Kini and Natarajan (2024), Provably robust DPO: aligning language models with noisy feedback.
     """
     positive(beta=beta)
     _check_smoothing(label_smoothing)
@@ -238,8 +238,8 @@ def simpo_loss(
 ) -> PreferenceLoss:
     """SimPO: ``-log sigma(beta * delta - gamma)`` with delta the difference in mean log-probability per token.
 
-    Choice model: Bradley-Terry with a home disadvantage, P(chosen) = sigma(beta * delta - gamma). There is no
-    reference: the log-ratios of the result are the policy's log-probabilities per token.
+    Choice model: Bradley-Terry where the chosen response has a handicap, P(chosen) = sigma(beta * delta - gamma). There
+    is no reference: the log-ratios of the result are the policy's log-probabilities per token.
 
     Parameters
     ----------
@@ -307,7 +307,7 @@ def kto_loss(
 
     References
     ----------
-    Ethayarajh et al. (2024), KTO: model alignment as prospect theoretic optimization, eq. 8.
+    Ethayarajh et al. (2024), KTO: model alignment as prospect theoretic optimization, section 4.
     """
     positive(beta=beta, desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     pairs = _pairs(
@@ -345,7 +345,7 @@ def kto_reference_point(log_ratios: Tensor, weights: Tensor | None = None) -> Te
 
     References
     ----------
-    Ethayarajh et al. (2024), section 4.1.
+    Ethayarajh et al. (2024), section 4.
     """
     for name, value in {"log_ratios": log_ratios, "weights": weights}.items():
         if value is not None:
@@ -397,8 +397,8 @@ def beta_dpo_loss(
 
     References
     ----------
-    Wu et al. (2024), beta-DPO: direct preference optimization with dynamic beta, section 4, and their code for the
-    lower bound and for M in nats.
+    Wu et al. (2024), beta-DPO: direct preference optimization with dynamic beta, and their code for the lower
+    bound and for M in nats.
     """
     positive(beta=beta, min_beta=min_beta)
     not_negative(alpha=alpha)
@@ -495,8 +495,8 @@ def mallows_dpo_loss(
     policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, weights : Tensor
         (B,); see `mixdpo_loss`.
     dispersion : Tensor
-        (B,) above 0 and below 1. The authors estimate it by the reference's mean entropy per response token over the
-        log of the vocabulary's size, averaged over the two responses.
+        (B,) above 0 and below 1; no gradient flows through it. The authors estimate it by the reference's mean entropy
+        per response token over the log of the vocabulary's size, averaged over the two responses.
     beta : float
     scale : float
         Above 0. With 1 / mean(-log(dispersion)) the mean strength is beta, so that runs compare with DPO's.
@@ -594,8 +594,8 @@ def _pairs(*logps: Tensor, weights: Tensor | None, **beside: Tensor | None) -> _
     chosen, rejected = chosen.double(), rejected.double()
     if "chosen_lengths" in tensors:
         for name in ("chosen_lengths", "rejected_lengths"):
-            least = tensors[name].min().item()
-            require(least >= 1, name, least, "response tokens, 1 or more", "counting the response mask")
+            empty = tensors[name] < 1
+            require(not bool(empty.any()), name, tensors[name][empty].tolist()[:8], "response tokens, 1 or more")
         chosen, rejected = chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"]
     return _Pairs(policy_chosen, policy_rejected, chosen, rejected, weights, dtype)
 

@@ -439,6 +439,12 @@ def test_far_out_gradients_are_finite(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_pairs_no_losses(name):
+    out = run(name, [torch.zeros(0) for _ in range(4)])
+    assert out.per_example.shape == out.pair_weight.shape == (0,)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_is_widened_before_differences_are_taken(name, half):
     given = [x.detach().to(half) for x in logps(6)]
@@ -494,7 +500,7 @@ OUT_OF_RANGE: dict[str, tuple[str, dict[str, Any], str]] = {
     "ipo, unknown choice": ("ipo_sequence", {"per": "batch"}, "per: got 'batch'"),
     "ipo, unused lengths": ("ipo_sequence", {"chosen_lengths": torch.ones(3)}, "chosen_lengths: got 'a value'"),
     "ipo, missing lengths": ("ipo_token", {"rejected_lengths": None}, "rejected_lengths: got None"),
-    "ipo, empty response": ("ipo_token", {"chosen_lengths": torch.tensor([3, 0, 4])}, "chosen_lengths: got 0"),
+    "ipo, empty response": ("ipo_token", {"chosen_lengths": torch.tensor([3, 0, 4])}, r"chosen_lengths: got \[0\]"),
     "simpo, too few lengths": ("simpo", {"rejected_lengths": torch.ones(2)}, r"rejected_lengths: got shape \(2,\)"),
     "simpo, missing lengths": ("simpo", {"chosen_lengths": None}, "chosen_lengths: got None"),
     "simpo, negative margin": ("simpo", {"gamma": -1.0}, "gamma: got -1.0"),
