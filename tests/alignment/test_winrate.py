@@ -398,6 +398,7 @@ def test_no_verdict_at_all_is_refused() -> None:
         pytest.param(["a", "a"], {}, "each once", id="one name twice"),
         pytest.param([], {}, "one or more", id="no models"),
         pytest.param(["a"], {"difficulty": [0.0, 1.0]}, "length_control=True", id="difficulties without use"),
+        pytest.param(["a"], {"inverse_penalty": 1.0}, "length_control=True", id="a penalty without use"),
     ],
 )
 def test_bad_bootstraps_are_refused(models: list[str], settings: dict[str, Any], message: str) -> None:

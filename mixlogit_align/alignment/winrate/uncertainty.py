@@ -86,13 +86,16 @@ def bootstrap_win_rates(
     *,
     length_control: bool = False,
     difficulty: Vector | Sequence[float] | None = None,
+    inverse_penalty: float | None = None,
     num_replications: int = 1000,
     seed: int = 0,
 ) -> BootstrapWinRates:
     """Resample the prompts of several models' preferences together.
 
     With length control the GLM is refitted on every replication, the scale of the lengths included; its penalty is the
-    one that cross-validation chose on the data, for in a replication one prompt would stand in several folds.
+    one that cross-validation chose on the data, for in a replication one prompt would stand in several folds. On few
+    prompts, where that choice varies, intervals come out somewhat narrow: ``inverse_penalty=1e4`` all but removes the
+    penalty, and with it a pull of the rate towards 50 %.
 
     Parameters
     ----------
@@ -102,6 +105,8 @@ def bootstrap_win_rates(
         Length-controlled win rates, see `fit_length_control`.
     difficulty : array, shape (N,), optional
         For length control in its full form.
+    inverse_penalty : float, optional
+        For length control; by cross-validation, model by model, where not given.
     num_replications, seed : int
         See `mixlogit_align.inference.bootstrap_weights`.
 
@@ -112,7 +117,7 @@ def bootstrap_win_rates(
     Raises
     ------
     InvalidInputError
-        If the prompts differ, two models have one name, difficulties come without length control, or as
+        If the prompts differ, two models have one name, difficulties or a penalty come without length control, or as
         `fit_length_control`.
     ConvergenceError
         If more than half of the replications fail.
@@ -122,12 +127,21 @@ def bootstrap_win_rates(
         raise InvalidInputError(
             explain("tables", got=f"models {list(models)}", expected="one or more, each once", hint="other names")
         )
-    if difficulty is not None and not length_control:
+    if not (length_control or (difficulty is None and inverse_penalty is None)):
         raise InvalidInputError(
-            explain("difficulty", got="difficulties", expected="none", hint="length_control=True to use them")
+            explain(
+                "difficulty, inverse_penalty",
+                got="one of them",
+                expected="neither",
+                hint="length_control=True to use them",
+            )
         )
     require_same_prompts(tables)
-    fits = [fit_length_control(table, difficulty) for table in tables] if length_control else []
+    fits = (
+        [fit_length_control(table, difficulty, inverse_penalty=inverse_penalty) for table in tables]
+        if length_control
+        else []
+    )
 
     def rates(counts: Vector) -> list[float]:
         if not length_control:
