@@ -4,8 +4,9 @@
 
 TRL 1.16, for which this is written, has no loss functions to call: they stand inside its trainers, after the forward
 pass. So its trainers' own methods are run (DPOTrainer, KTOTrainer and CPOTrainer, unbound), with stand-ins for the
-trainer and for the model, which gives log-probabilities made up here. TRL has neither beta-DPO nor adaptive preference scaling nor Mallows-DPO, nor DPO with soft labels and
-IPO per sequence outside CPOTrainer, whose loss takes log-probabilities and is given log-ratios here.
+trainer and for the model, which gives log-probabilities made up here. TRL has neither beta-DPO nor adaptive preference
+scaling nor Mallows-DPO. DPO with soft labels and IPO per sequence it has in CPOTrainer alone, whose loss takes
+log-probabilities and is given log-ratios here.
 
 Without TRL it says so and stops. Writes baselines_trl.json and .md; exits with 1 if a claim fails. Seconds.
 """

@@ -5,19 +5,19 @@ rejected; `simpo_loss` needs no reference) with ``weights``, its own settings by
 `PreferenceLoss`, so that a run logs the same metrics whatever it optimises. Write r for the log-ratio
 log policy - log reference of a response, and ``delta = r_chosen - r_rejected``, in nats:
 
-=========================  ==============================================================  =======================
-function                   choice model P(chosen)                                          fitted by
-=========================  ==============================================================  =======================
-`dpo_loss`                 sigma(beta delta)                                               likelihood
-`conservative_dpo_loss`    sigma(beta delta)                                               likelihood of soft labels
-`robust_dpo_loss`          sigma(beta delta), labels flipped at a known rate               an unbiased estimate
-`ipo_loss`                 1/2 + beta delta, linear                                        least squares
-`simpo_loss`               sigma(beta delta - gamma), delta per token, no reference        likelihood
-`kto_loss`                 none: a response is judged alone, against a reference point     prospect-theoretic value
-`beta_dpo_loss`            sigma(beta_batch delta), beta_batch from the batch              likelihood
-`adaptive_dpo_loss`        sigma(beta delta / tau), tau from delta itself                  distributional robustness
-`mallows_dpo_loss`         sigma(beta_x delta), beta_x from the prompt's dispersion        likelihood
-=========================  ==============================================================  =======================
+=========================  ==========================================================  =========================
+function                   choice model P(chosen)                                      fitted by
+=========================  ==========================================================  =========================
+`dpo_loss`                 sigma(beta delta)                                           likelihood
+`conservative_dpo_loss`    sigma(beta delta)                                           likelihood of soft labels
+`robust_dpo_loss`          sigma(beta delta), labels flipped at a known rate           an unbiased estimate
+`ipo_loss`                 1/2 + beta delta, linear                                    least squares
+`simpo_loss`               sigma(beta delta - gamma), delta per token, no reference    likelihood
+`kto_loss`                 none: each response is judged against a reference point    prospect-theoretic value
+`beta_dpo_loss`            sigma(beta_batch delta), beta_batch from the batch          likelihood
+`adaptive_dpo_loss`        sigma(beta delta / tau), tau from delta itself              distributional robustness
+`mallows_dpo_loss`         sigma(beta_x delta), beta_x from the prompt's dispersion    likelihood
+=========================  ==========================================================  =========================
 
 In all of them the strength is a number that is set or computed, never a distribution; at a point, `mixdpo_loss` is
 `dpo_loss`. ``strength/mean`` is that number, averaged where it varies by pair, and rewards are it times the log-ratio.
@@ -238,8 +238,9 @@ def simpo_loss(
 ) -> PreferenceLoss:
     """SimPO: ``-log sigma(beta * delta - gamma)`` with delta the difference in mean log-probability per token.
 
-    Choice model: Bradley-Terry where the chosen response has a handicap, P(chosen) = sigma(beta * delta - gamma). There
-    is no reference: the log-ratios of the result are the policy's log-probabilities per token.
+    Choice model: Rao and Kupper's (1967), P(chosen) = sigma(beta * delta - gamma); the two orders' probabilities do not
+    sum to 1, the rest being ties, which the data do not have. There is no reference: the log-ratios of the result are
+    the policy's log-probabilities per token.
 
     Parameters
     ----------
@@ -257,7 +258,7 @@ def simpo_loss(
 
     References
     ----------
-    Meng, Xia and Chen (2024), SimPO, eq. 6.
+    Meng, Xia and Chen (2024), SimPO: simple preference optimization with a reference-free reward.
     """
     positive(beta=beta)
     not_negative(gamma=gamma)
