@@ -17,6 +17,7 @@ from mixlogit_align.inference.derivatives import (
     individual_scores,
 )
 from mixlogit_align.inference.hypothesis import WaldStatistic, likelihood_ratio_pvalue, mixture_weights, wald
+from mixlogit_align.inference.multiplicity import adjusted_pvalues
 from mixlogit_align.inference.optimize import (
     Approach,
     MaximumLikelihood,
@@ -26,7 +27,13 @@ from mixlogit_align.inference.optimize import (
     refine_loglik,
 )
 from mixlogit_align.inference.permutation import SignFlip, sign_flip_test
-from mixlogit_align.inference.resampling import Bootstrap, bootstrap, bootstrap_covariance, bootstrap_weights
+from mixlogit_align.inference.resampling import (
+    Bootstrap,
+    bca_interval,
+    bootstrap,
+    bootstrap_covariance,
+    bootstrap_weights,
+)
 
 __all__ = [
     "Approach",
@@ -37,7 +44,9 @@ __all__ = [
     "Restricted",
     "SignFlip",
     "WaldStatistic",
+    "adjusted_pvalues",
     "approach_loglik",
+    "bca_interval",
     "bhhh_covariance",
     "bootstrap",
     "bootstrap_covariance",

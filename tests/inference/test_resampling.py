@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from mixlogit_align.errors import ConvergenceError, InvalidInputError
-from mixlogit_align.inference import bootstrap, bootstrap_covariance, bootstrap_weights
+from mixlogit_align.inference import bca_interval, bootstrap, bootstrap_covariance, bootstrap_weights
 
 ONES = torch.ones(40, dtype=torch.float64)
 
@@ -85,3 +87,49 @@ def test_sizes_that_say_nothing_are_refused() -> None:
         bootstrap_weights(ONES, 0, seed=0)
     with pytest.raises(InvalidInputError, match="estimates"):
         bootstrap_covariance(torch.ones(1, 3))
+
+
+# --- BCa intervals ---------------------------------------------------------------------------------
+
+VALUES = np.random.default_rng(5).exponential(size=(25, 2)) * [1.0, -3.0]
+
+
+def leave_one_out(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor((values.sum(0) - values) / (len(values) - 1))
+
+
+@pytest.mark.parametrize("level", [0.9, 0.99])
+def test_bca_ends_are_scipys(level: float) -> None:
+    peer = [
+        stats.bootstrap((x,), np.mean, n_resamples=999, confidence_level=level, method="BCa", rng=0) for x in VALUES.T
+    ]
+    drawn = torch.tensor(np.stack([found.bootstrap_distribution for found in peer], axis=1))
+    ends = bca_interval(torch.tensor(VALUES.mean(0)), drawn, leave_one_out(VALUES), level)
+    expected = torch.tensor(np.array([found.confidence_interval for found in peer]).T)
+    torch.testing.assert_close(ends, expected, rtol=1e-12, atol=0)  # the same formula on the same replications
+
+
+def test_bca_ends_of_a_symmetric_sample_are_percentiles() -> None:
+    drawn = torch.arange(-500, 501, dtype=torch.float64)[:, None] / 500
+    ends = bca_interval(drawn.new_zeros(1), drawn, drawn.new_tensor([[-1.0], [0.0], [1.0]]), 0.9)
+    torch.testing.assert_close(ends[:, 0], drawn.new_tensor([-0.9, 0.9]), rtol=0, atol=1e-12)  # no bias, no skew
+
+
+def test_bca_of_what_does_not_vary_is_a_point_and_of_what_lies_on_one_side_unknown() -> None:
+    value = torch.tensor([0.1 + 0.2, 0.5], dtype=torch.float64)
+    drawn = torch.tensor([[0.3, 0.6]] * 20, dtype=torch.float64)  # 0.3 but for rounding
+    ends = bca_interval(value, drawn, value.expand(3, 2))
+    assert ends[:, 0].tolist() == [0.1 + 0.2] * 2
+    assert bool(ends[:, 1].isnan().all())
+
+
+@pytest.mark.parametrize("fault", ["shape", "nan", "level"])
+def test_what_is_no_bootstrap_is_refused(fault: str) -> None:
+    value, drawn = torch.zeros(2), torch.zeros(10, 2)
+    wrong = {
+        "shape": (value, drawn[:, :1], drawn, 0.9),
+        "nan": (value, drawn / 0.0, drawn, 0.9),
+        "level": (value, drawn, drawn, 95.0),
+    }[fault]
+    with pytest.raises(InvalidInputError, match="level" if fault == "level" else "replications"):
+        bca_interval(*wrong)
