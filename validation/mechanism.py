@@ -50,7 +50,7 @@ from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING, constant_gradient_drift
 
 SEEDS = (0, 1, 2)
-NUM_TRAIN, NUM_EVAL, EPOCHS, BATCH = 6144, 1024, 2, 64
+NUM_TRAIN, NUM_EVAL, EPOCHS, BATCH = 8192, 1024, 2, 64
 QUICK_TRAIN, QUICK_EVAL = 1024, 128
 OPTIM = OptimConfig(name="rmsprop", lr=1e-2, warmup_steps=20)
 START_MEAN, START_CV = 0.12, {"LogNormal": 0.658, "Gamma": 0.707}  # the paper's

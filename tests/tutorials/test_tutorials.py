@@ -35,6 +35,7 @@ def test_there_are_tutorials() -> None:
         "05_bayesian_mixed_logit",
         "06_a_recovery_study",
         "07_from_mixed_logit_to_mixdpo",
+        "08_scaling_out",
     ]
 
 
