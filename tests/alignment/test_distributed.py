@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 
 from mixlogit_align.alignment import AlignmentConfig, NonFiniteLossError, run_alignment
 from mixlogit_align.alignment.config import GammaStrength, LogNormalStrength, MonteCarloRule, SolvedUpdate
+from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.config import SimulatedData, TableData
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.errors import InvalidInputError
 from tests.alignment.processes import largest_differences, on_ranks, tiny_policy, tiny_run, train, trajectory
@@ -88,6 +90,21 @@ def test_processes_and_accumulation_leave_the_trajectory_alone(
     moved = (weights(alone[architecture]) - weights(run)).abs()
     assert moved.max() < STEPS * 10 * 1e-4
     assert moved.mean() < 1e-6
+
+
+def test_weights_are_shared_out_with_their_rows(policies, tmp_path):
+    """Sums are divided by the whole batch's weight, not by a mean of the processes' or the parts'."""
+    rows = [
+        {"prompt": f"{i}: {row.prompt}", "chosen": row.chosen, "rejected": row.rejected, "split": row.split,
+         "votes": 0.5 + 3.0 * (i % 5 == 0)} for i, row in enumerate(load_data(SimulatedData(**ROWS)).comparisons)
+    ]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = TableData(path=str(path), weight="votes", split="split")
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for size, run in enumerate(runs, start=1):
+        on_ranks(size, train, config(run, "llama", policies["llama"], {"accumulation": size}, data=data))
+    assert max(largest_differences(*map(trajectory, runs)).values()) < TOLERANCE
 
 
 def final_metrics(config: AlignmentConfig) -> dict[str, dict[str, float]]:
