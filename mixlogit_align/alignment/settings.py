@@ -6,6 +6,7 @@ its dotted path are this module's: jsonargparse tries the members of a union in 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import typing
@@ -64,15 +65,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AlignmentCon
         raise InvalidInputError(
             explain(str(path), got=str(error), expected="a text that can be read", hint="another file")
         ) from error
-    settings = _mapping(_yaml(text, str(path)) if text.strip() else {}, str(path))
+    return parse_config(_mapping(_yaml(text, str(path)) if text.strip() else {}, str(path)), overrides)
+
+
+def parse_config(settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> AlignmentConfig:
+    """Make an `AlignmentConfig` of nested mappings; overrides and errors as for `load_config`."""
+    replaced = copy.deepcopy(dict(settings))
     for override in overrides:
-        _put(settings, override)
-    return parse_config(settings)
-
-
-def parse_config(settings: Mapping[str, Any]) -> AlignmentConfig:
-    """Make an `AlignmentConfig` of nested mappings; errors as for `load_config`."""
-    return _section(AlignmentConfig, settings, "")
+        _put(replaced, override)
+    return _section(AlignmentConfig, replaced, "")
 
 
 def dump_config(config: AlignmentConfig) -> str:
