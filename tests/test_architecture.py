@@ -44,7 +44,7 @@ EXTRA_LIBRARIES = {"mixlogit_align/numerics/draws.py": {"scipy"}}  # quasi-rando
 
 PEERS = {"xlogit", "mpmath", "biogeme", "jaxlogit", "choice_learn", "pylogit", "pytest", "hypothesis"}
 INSIDE_FUNCTIONS = {"pandas", "arviz", "joblib", "matplotlib", "xarray", "datasets"}
-ONLY_IN = {"transformers": "mixlogit_align/alignment/hf.py"}
+ONLY_IN = {"transformers": "mixlogit_align/alignment/hf.py", "trl": "mixlogit_align/alignment/trl.py"}
 
 FILE_MODULES = {"pathlib", "os", "io", "json", "pickle", "shutil", "tempfile", "csv", "sqlite3"}
 FILE_CALLS = {"open", "save", "load", "savetxt", "loadtxt", "savez", "to_csv", "read_csv"}
