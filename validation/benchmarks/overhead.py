@@ -1,6 +1,6 @@
 """What a random strength costs a training step, over DPO: loss and strength update alone, and the whole step.
 
-    python validation/benchmarks/overhead.py [--device cuda] [--rounds 10] [--quick] [--out validation/reports]
+    python validation/benchmarks/overhead.py [--device cuda] [--rounds 20] [--quick] [--out validation/reports]
 
 Steps are the trainer's own, on one policy and one batch; every round takes one step of each method in random order, so
 that whatever else the machine does falls on all alike, and a ratio is taken within a round. On the CPU a GPT-NeoX of 70
@@ -331,7 +331,7 @@ def main() -> int:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=10, help="steps of each method")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each method")
     parser.add_argument("--quick", action="store_true", help="a tiny policy and no bar")
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
     options = parser.parse_args()
