@@ -7,11 +7,15 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
     read_annotations,
     read_leaderboard,
     read_outputs,
+    read_stored_judge,
     read_weights,
     write_annotations,
     write_leaderboard,
     write_outputs,
 )
+from mixlogit_align.alignment.winrate.endpoint import EndpointConfig, EndpointError
+from mixlogit_align.alignment.winrate.endpoint_judge import CostEstimate, EndpointJudge, Usage
+from mixlogit_align.alignment.winrate.judges import Judge, Judged, RewardJudge, TableJudge, Verdict, judge_outputs
 from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights, fit_length_control
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_outputs
 from mixlogit_align.alignment.winrate.preferences import Preferences, WinRate, win_rate
@@ -25,21 +29,33 @@ from mixlogit_align.alignment.winrate.uncertainty import (
 
 __all__ = [
     "BootstrapWinRates",
+    "CostEstimate",
+    "EndpointConfig",
+    "EndpointError",
+    "EndpointJudge",
     "Estimate",
+    "Judge",
+    "Judged",
     "LengthControl",
     "LengthWeights",
     "Outputs",
     "Preferences",
     "ResponsePair",
+    "RewardJudge",
     "SignFlipComparison",
+    "TableJudge",
+    "Usage",
+    "Verdict",
     "WinRate",
     "bootstrap_win_rates",
     "fit_length_control",
+    "judge_outputs",
     "leaderboard_row",
     "pair_outputs",
     "read_annotations",
     "read_leaderboard",
     "read_outputs",
+    "read_stored_judge",
     "read_weights",
     "sign_flip",
     "win_rate",

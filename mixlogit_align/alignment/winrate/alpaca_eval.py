@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mixlogit_align.alignment.checkpoint import write_durably
+from mixlogit_align.alignment.winrate.judges import TableJudge
 from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair
 from mixlogit_align.alignment.winrate.preferences import Preferences, shown
@@ -78,6 +79,17 @@ def read_annotations(path: str | Path) -> Preferences:
         model_lengths=np.array([float(len(_text(row, "output_2", where))) for where, row in rows]),
         opponent_lengths=np.array([float(len(_text(row, "output_1", where))) for where, row in rows]),
     )
+
+
+def read_stored_judge(path: str | Path) -> TableJudge:
+    """Read annotations.json as a judge of the very responses that stand in it; errors as `read_annotations`."""
+    table, rows = read_annotations(path), _rows(path)
+    pairs = [
+        ResponsePair(prompt=row["instruction"], response=row["output_2"], opponent_response=row["output_1"])
+        for _, row in rows
+    ]
+    name = str(rows[0][1].get("annotator", Path(path).name))
+    return TableJudge(name=name, annotations=dict(zip(pairs, table.values.tolist(), strict=True)))
 
 
 def write_annotations(

@@ -62,6 +62,10 @@ class ResponsePair:
     response: str
     opponent_response: str
 
+    def swapped(self) -> ResponsePair:
+        """The pair from the opponent's side."""
+        return ResponsePair(prompt=self.prompt, response=self.opponent_response, opponent_response=self.response)
+
 
 def pair_outputs(outputs: Outputs, opponent: Outputs) -> list[ResponsePair]:
     """Pair the responses of two models to the same prompts, in the order of the first.
