@@ -121,7 +121,8 @@ def find_alarms(records: Sequence[Record], config: AlignmentConfig) -> list[Alar
             continue
         found = [*_loss_above_start(held_out)]
         if stage == "preference" and config.preference is not None:
-            found += _start_spread(held_out, config)
+            if config.preference.reference_path is None:  # else they are two models
+                found += _start_spread(held_out, config)
             found += _both_falling(held_out)
             found += _strength_at_bound(every, config.preference)
             if isinstance(config.preference.strength.update, LearnedUpdate):

@@ -462,13 +462,22 @@ class PreferenceConfig(StageConfig):
     integration : section
         How the mean over the strength is computed.
     reference_precision : {"float32", "match"}
-        The reference, which is the policy as the stage finds it, scores every comparison once before the first step:
-        in float32 (the paper's) or in the run's own ``precision``.
+        The reference scores every comparison once before the first step: in float32 (the paper's) or in the run's own
+        ``precision``.
+    reference_path : str or None
+        A Hugging Face folder or hub name of the reference, with the policy's vocabulary; None takes the policy as the
+        stage finds it.
+    reference_cache : str or None
+        A file of the reference's log-probabilities. Where it does not exist, the run writes it; where it does, the run
+        reads it, and no reference is computed. A file of another reference, or without all comparisons as they are
+        tokenized, is refused.
     """
 
     strength: StrengthConfig = field(default_factory=LogNormalStrength)
     integration: IntegrationConfig = field(default_factory=BestRule)
     reference_precision: Literal["float32", "match"] = "float32"
+    reference_path: str | None = None
+    reference_cache: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

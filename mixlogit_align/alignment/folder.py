@@ -17,7 +17,7 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 # What may change when a run is resumed: the trajectory stays the same, up to rounding.
 FREE = {"out", "name", "device", "checkpoint", "tracking", "activation_checkpointing"}
-FREE_OF_A_STAGE = {"accumulation", "eval_batch_size"}
+FREE_OF_A_STAGE = {"accumulation", "eval_batch_size", "reference_cache"}
 
 
 class RunFolder:
@@ -40,12 +40,12 @@ class RunFolder:
         overwrite : bool
             Replace an earlier run.
         resume : bool
-            Go on with an earlier run, if there is one.
+            An earlier run may be gone on with, if there is one.
 
         Returns
         -------
         str
-            What the run there says of itself; "new" where there is none, or no more.
+            What the run there says of itself; "new" where there is none, or none that is kept.
 
         Raises
         ------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -36,7 +37,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils import logging
 
-from mixlogit_align.alignment.config import ModelConfig, NewModel
+from mixlogit_align.alignment.config import ModelConfig, NewModel, PretrainedModel
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
@@ -44,6 +45,8 @@ PAD, END = "<|pad|>", "<|endoftext|>"
 HUB_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "model*.safetensors")
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 PART_BYTES = 2 * 10**9
+# What config.json says that changes no logit.
+COSMETIC = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 MOST_NUMBERS = 10**9  # parameters of the largest model that is built whole, to look at its logits
 
 
@@ -259,6 +262,84 @@ def load_weights(model: nn.Module, config: ModelConfig, device: torch.device, dt
     model.load_state_dict(filled, assign=True)
     for buffer in model.buffers():
         buffer.data = buffer.data.to(device)
+
+
+@torch.no_grad()
+def fingerprint(model: Any, config: ModelConfig | None = None, world: World | None = None) -> dict[str, str]:
+    """What names a model by its content, the same in memory, however it is sharded, and in files.
+
+    Parameters
+    ----------
+    model : nn.Module
+        What `skeleton` gave. Every process that it is sharded over must call this: one weight at a time is gathered.
+    config : PretrainedModel, optional
+        Read the weights from its files, one at a time, instead of from ``model``, which needs none then.
+    world : World, optional
+        The processes that ``model`` is sharded over; one process without it.
+
+    Returns
+    -------
+    dict
+        "weights" and "architecture" -> SHA-256: of all weights as float32, whatever holds them, under the names that
+        the model has for them; and of what config.json says beside types and versions.
+
+    Raises
+    ------
+    InvalidInputError
+        As `load_weights` does.
+    """
+    world = world or World()
+    said = {name: value for name, value in model.config.to_diff_dict().items() if name not in COSMETIC}
+    architecture = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    weights = hashlib.sha256()
+    tensors = _tensors(model)
+    with contextlib.ExitStack() as files:
+        sources = {}
+        if config is not None and not isinstance(config, NewModel):
+            sources = _locate(model, tensors, resolve(config.path), files)
+        for names, tensor in sorted(tensors, key=lambda each: each[0][0]):
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if world.is_main:
+                value = _read(whole, [sources[name] for name in names if name in sources])
+                value = value.float() if value.is_floating_point() else value
+                weights.update(f"{names[0]} {tuple(value.shape)}".encode())
+                weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return world.tell({"weights": weights.hexdigest(), "architecture": architecture.hexdigest()})
+
+
+def require_vocabulary(config: PretrainedModel, tokenizer: Any) -> None:
+    """Refuse a reference that knows other tokens than the policy, whose ids it is to score.
+
+    Raises
+    ------
+    InvalidInputError
+        Also when there is no such model, or no tokenizer in its folder.
+    """
+    try:
+        own = load_tokenizer(config, [])
+    except InvalidInputError as error:
+        raise InvalidInputError(f"preference.reference_path: {error}") from error
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise InvalidInputError(
+            explain(
+                "preference.reference_path",
+                got=f"{config.path}, with a vocabulary of {len(own)} tokens that are not the policy's {len(tokenizer)}",
+                expected="a model with the policy's vocabulary, so that it can score the same token ids",
+                hint="a reference of the policy's own family",
+            )
+        )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of what decides which ids a text becomes: vocabulary, rules, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [
+        tokenizer.get_vocab(),
+        None if backend is None else json.loads(backend.to_str()) | {"truncation": None, "padding": None},
+        {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def export(model: Any, tokenizer: Any, folder: Path, world: World | None = None) -> None:

@@ -34,6 +34,7 @@ from mixlogit_align.alignment.config import (
     LearnedUpdate,
     Precision,
     PreferenceConfig,
+    PretrainedModel,
     StageConfig,
 )
 from mixlogit_align.alignment.conversations import texts
@@ -46,6 +47,7 @@ from mixlogit_align.alignment.losses import MixDPOLoss
 from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.parallel import World, join, recompute_activations, resolved, shard
 from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.alignment.reference import ReferenceKey, read_reference, write_reference
 from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.strength import build_preference_loss, strength_record
 from mixlogit_align.alignment.tokenization import content_hash, tokenize
@@ -246,7 +248,10 @@ class Run:
         self.collator = Collator(pad_id=self.tokenizer.pad_token_id, device=world.device)
         model = hf.skeleton(config.model, self.tokenizer, config.seed)
         lengths = (len(ids) for split in self.rows.values() for row in split for ids in row.input_ids)
-        hf.require_positions(model, max(lengths))
+        self.longest = max(lengths)
+        hf.require_positions(model, self.longest)
+        if config.preference is not None and (own := _reference_model(config.preference)) is not None:
+            hf.require_vocabulary(own, self.tokenizer)
         self.policy = self._sharded(model, self.precision)
         hf.load_weights(self.policy.policy, config.model, world.device, _dtype(self.precision))
         self.checkpoints = Checkpoints(
@@ -347,13 +352,21 @@ class Run:
         shard(policy, self.world, precision)
         return policy
 
-    def _reference(self, precision: str) -> SequenceLogProbs:
-        """The policy as it is now, in the reference's precision; it shares the policy's float32 parameters."""
+    def _reference(self, config: PreferenceConfig) -> SequenceLogProbs:
+        """The reference: a model of its own, or the policy as it is now, whose float32 parameters it shares."""
         from mixlogit_align.alignment import hf
 
-        if precision == "match" or self.precision == "float32":
+        precision = self._reference_precision(config)
+        own = _reference_model(config)
+        if own is None and precision == self.precision:
             return self.policy
-        reference = self._sharded(hf.skeleton(self.config.model, self.tokenizer, self.config.seed), "float32")
+        model = hf.skeleton(own or self.config.model, self.tokenizer, self.config.seed)
+        if own is not None:
+            hf.require_positions(model, self.longest)
+        reference = self._sharded(model, precision)
+        if own is not None:
+            hf.load_weights(reference.policy, own, self.world.device, _dtype(precision))
+            return reference
         now = {name: value.float() for name, value in self.policy.state_dict().items()}
         reference.load_state_dict(now, assign=True)
         for buffer in reference.buffers():
@@ -361,6 +374,43 @@ class Run:
         return reference
 
     # --- stages ----------------------------------------------------------------------------------------
+
+    def _reference_logps(self, objective: PreferenceObjective) -> dict[Split, Tensor]:
+        """What the reference says of all rows: read from its file, or computed and written there."""
+        config = objective.config
+
+        def compute() -> dict[Split, Tensor]:
+            reference = self._reference(config)
+            return {name: objective.logps(reference, self.rows[name]) for name in SPLITS}
+
+        if config.reference_cache is None:
+            return compute()
+        path, key = Path(config.reference_cache), self._reference_key(config)
+        rows = [row for name in SPLITS for row in self.rows[name]]
+        known = self.world.on_main(lambda: read_reference(path, key, rows) if path.exists() else None)
+        if known is None:
+            known = torch.cat(list(compute().values()))
+            self.world.on_main(lambda: write_reference(path, key, rows, known))
+        return dict(zip(SPLITS, known.split([len(self.rows[name]) for name in SPLITS]), strict=True))
+
+    def _reference_key(self, config: PreferenceConfig) -> ReferenceKey:
+        from mixlogit_align.alignment import hf
+
+        own = _reference_model(config)
+        if own is None:
+            names = hf.fingerprint(self.policy.policy, world=self.world)
+        else:
+            model = hf.skeleton(own, self.tokenizer, self.config.seed)
+            names = self.world.on_main(lambda: hf.fingerprint(model, own))
+        return ReferenceKey(
+            **names,
+            precision=self._reference_precision(config),
+            tokenizer=hf.tokenizer_fingerprint(self.tokenizer),
+            truncation=dataclasses.asdict(self.config.tokenization),
+        )
+
+    def _reference_precision(self, config: PreferenceConfig) -> Precision:
+        return self.precision if config.reference_precision == "match" else "float32"
 
     def _sft(self, config: StageConfig) -> _Stage:
         size = config.eval_batch_size
@@ -401,10 +451,8 @@ class Run:
         assert isinstance(config, PreferenceConfig)
         start = self._restore(stage)
         if start == 0:
-            judge = self._reference(config.reference_precision)
-            for name in SPLITS:
-                stage.extra[f"reference/{name}"].copy_(objective.logps(judge, self.rows[name]))
-            del judge
+            for name, logps in self._reference_logps(objective).items():
+                stage.extra[f"reference/{name}"].copy_(logps)
         rows = {
             name: [
                 row.with_reference(logps)
@@ -412,7 +460,7 @@ class Run:
             ]
             for name in SPLITS
         }
-        if start == 0 and self.precision == "float32":
+        if start == 0 and self.precision == "float32" and config.reference_path is None:
             _check_start(objective, rows["eval"][: config.eval_batch_size])
         try:
             self._train(stage, rows, start)
@@ -518,6 +566,11 @@ def _dtype(precision: Precision) -> torch.dtype:
 
 def _require_pairs(rows: Rows) -> None:
     for row in (row for name in SPLITS for row in rows[name]):
+def _reference_model(config: PreferenceConfig) -> PretrainedModel | None:
+    """The reference where it is a model of its own."""
+    return None if config.reference_path is None else PretrainedModel(path=config.reference_path)
+
+
         if len(row.input_ids) != 2:
             raise InvalidInputError(
                 explain(

@@ -297,11 +297,20 @@ def content_hash(rows: Iterable[TokenizedComparison]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        pair, sizes = row.comparison, [len(ids) for ids in row.input_ids]
-        header = [pair.pair_id, pair.choice, row.prompt_length, len(sizes), *sizes]
-        ids = [token for candidate in row.input_ids for token in candidate]
-        digest.update(np.asarray(header + ids, dtype="<i8").tobytes() + np.asarray(pair.weight, dtype="<f8").tobytes())
+        pair = row.comparison
+        integers = [pair.pair_id, pair.choice, *_scored(row)]
+        digest.update(np.asarray(integers, dtype="<i8").tobytes() + np.asarray(pair.weight, dtype="<f8").tobytes())
     return digest.hexdigest()
+
+
+def token_hash(row: TokenizedComparison) -> str:
+    """SHA-256 of what a model scores of a row: prompt length and the token ids of every candidate, in order."""
+    return hashlib.sha256(np.asarray(_scored(row), dtype="<i8").tobytes()).hexdigest()
+
+
+def _scored(row: TokenizedComparison) -> list[int]:
+    sizes = [len(ids) for ids in row.input_ids]
+    return [row.prompt_length, len(sizes), *sizes, *(token for candidate in row.input_ids for token in candidate)]
 
 
 def _opening(tokenizer: Tokenizer) -> list[int]:
