@@ -18,7 +18,7 @@ from mixlogit_align.errors import InvalidInputError, explain
 
 FAULTS: Mapping[str, str] = {
     "not_annotated": "the table has a preference between these two responses to this prompt",
-    "score_not_finite": "the reward model gives both responses a finite score",
+    "score_not_finite": "the reward model gives both responses a finite score (a text longer than it takes has none)",
     "refusal": "the judge is willing to judge",
     "truncated": "the judge ends its answer within max_tokens",
     "malformed_verdict": "the answer is a JSON object whose verdict is A, B, tie or none",
@@ -181,7 +181,7 @@ class RewardJudge:
     ----------
     name : str
     score : callable
-        Rewards of a batch of (prompt, response), one a tuple.
+        Rewards of a batch of (prompt, response), one a tuple; `mixlogit_align.alignment.hf_reward.RewardModel` is one.
     soft : bool
         Preferences ``sigma(reward - opponent's reward)``, the probability that a reward model of the Bradley-Terry kind
         stands for; otherwise 1, 0, and 1/2 at equal rewards.
