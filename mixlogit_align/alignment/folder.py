@@ -40,7 +40,7 @@ class RunFolder:
         overwrite : bool
             Replace an earlier run.
         resume : bool
-            An earlier run may be gone on with, if there is one.
+            Go on with an earlier run, if there is one.
 
         Returns
         -------

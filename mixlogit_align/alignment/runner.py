@@ -373,8 +373,6 @@ class Run:
             buffer.data = buffer.data.to(self.world.device)
         return reference
 
-    # --- stages ----------------------------------------------------------------------------------------
-
     def _reference_logps(self, objective: PreferenceObjective) -> dict[Split, Tensor]:
         """What the reference says of all rows: read from its file, or computed and written there."""
         config = objective.config
@@ -411,6 +409,8 @@ class Run:
 
     def _reference_precision(self, config: PreferenceConfig) -> Precision:
         return self.precision if config.reference_precision == "match" else "float32"
+
+    # --- stages ----------------------------------------------------------------------------------------
 
     def _sft(self, config: StageConfig) -> _Stage:
         size = config.eval_batch_size
@@ -564,13 +564,13 @@ def _dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16
 
 
-def _require_pairs(rows: Rows) -> None:
-    for row in (row for name in SPLITS for row in rows[name]):
 def _reference_model(config: PreferenceConfig) -> PretrainedModel | None:
     """The reference where it is a model of its own."""
     return None if config.reference_path is None else PretrainedModel(path=config.reference_path)
 
 
+def _require_pairs(rows: Rows) -> None:
+    for row in (row for name in SPLITS for row in rows[name]):
         if len(row.input_ids) != 2:
             raise InvalidInputError(
                 explain(
