@@ -32,15 +32,15 @@ class RunFolder:
     def __init__(self, config: AlignmentConfig, world: World) -> None:
         self.path, self.config, self.world = Path(config.out), config, world
 
-    def begin(self, *, overwrite: bool, resume: bool) -> str:
-        """Make the folder ready.
+    def found(self, *, overwrite: bool, resume: bool) -> str:
+        """What stands in the way, before anything is written.
 
         Parameters
         ----------
         overwrite : bool
-            Replace an earlier run.
+            An earlier run may be replaced.
         resume : bool
-            Go on with an earlier run, if there is one.
+            An earlier run may be gone on with, if there is one.
 
         Returns
         -------
@@ -52,35 +52,38 @@ class RunFolder:
         InvalidInputError
             When the folder holds a run that is neither to be replaced nor resumed, or was begun with other settings.
         """
-        return self.world.on_main(lambda: self._begin(overwrite, resume))
+        return self.world.on_main(lambda: self._found(overwrite, resume))
 
-    def _begin(self, overwrite: bool, resume: bool) -> str:
+    def _found(self, overwrite: bool, resume: bool) -> str:
         if overwrite and resume:
             raise InvalidInputError(
                 explain("overwrite, resume", got="both", expected="one of them", hint="resume to go on with the run")
             )
-        status = "new"
-        if (self.path / "config.yaml").exists():
-            status = self.status()
-            if overwrite:
-                shutil.rmtree(self.path)
-                status = "new"
-            elif resume:
-                self._check_settings()
-            else:
-                raise InvalidInputError(
-                    explain(
-                        "out",
-                        got=f"{self.path}, which holds a run (status: {status})",
-                        expected="a new folder",
-                        hint="another `out`, --resume to go on with that run, or --overwrite to replace it "
-                        "(in Python, resume=True or overwrite=True)",
-                    )
+        if overwrite or not (self.path / "config.yaml").exists():
+            return "new"
+        if not resume:
+            raise InvalidInputError(
+                explain(
+                    "out",
+                    got=f"{self.path}, which holds a run (status: {self.status()})",
+                    expected="a new folder",
+                    hint="another `out`, --resume to go on with that run, or --overwrite to replace it "
+                    "(in Python, resume=True or overwrite=True)",
                 )
-        self.path.mkdir(parents=True, exist_ok=True)
-        if status != "finished":
+            )
+        self._check_settings()
+        return self.status()
+
+    def begin(self, *, replace: bool) -> None:
+        """Make the folder ready to be written; with ``replace`` nothing of an earlier run stays."""
+
+        def act() -> None:
+            if replace and (self.path / "config.yaml").exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / "config.yaml", dump_config(self.config))
-        return status
+
+        self.world.on_main(act)
 
     def status(self) -> str:
         """What the run in the folder says of itself; a run that was killed still says "running"."""

@@ -139,12 +139,14 @@ def run_alignment(
         preference_loss = _preference_loss(config, world)
         require_packages(config.tracking)
         folder = RunFolder(config, world)
-        if folder.begin(overwrite=overwrite, resume=resume) == "finished":
+        status = folder.found(overwrite=overwrite, resume=resume)
+        if status == "finished":
             return _read_result(folder)
         run = Run(config, folder, world, progress if progress is not None and world.is_main else _silent)
+        run.build(resume=status != "new")
+        folder.begin(replace=overwrite)
         folder.write("run.json", run.record("running"))
         try:
-            run.build()
             result = run.stages(preference_loss)
         except KeyboardInterrupt:
             folder.write("run.json", run.record("interrupted"))
@@ -185,7 +187,7 @@ def export_checkpoint(run: str | Path, out: str | Path) -> Path:
     config = dataclasses.replace(load_config(Path(run) / "config.yaml"), out=str(run))
     with join(config.device, config.precision) as world:
         exported = Run(config, RunFolder(config, world), world, _silent)
-        exported.build()
+        exported.build(resume=True)
         exported.export(Path(out), _preference_loss(config, world))
     return Path(out) / "policy"
 
@@ -238,13 +240,15 @@ class Run:
             **details,
         }
 
-    def build(self) -> None:
-        """Read and tokenize the data, build the policy, and see how far the run has come."""
+    def build(self, *, resume: bool) -> None:
+        """Read and tokenize the data, build the policy, and see how far the run has come; nothing is written."""
         from mixlogit_align.alignment import hf
 
         config, world = self.config, self.world
         self.data = load_data(config.data)
         data_hash = self._tokenize()
+        if config.preference is not None:
+            _require_pairs(self.rows)
         self.collator = Collator(pad_id=self.tokenizer.pad_token_id, device=world.device)
         model = hf.skeleton(config.model, self.tokenizer, config.seed)
         lengths = (len(ids) for split in self.rows.values() for row in split for ids in row.input_ids)
@@ -260,7 +264,7 @@ class Run:
             identity={"data": data_hash, "model": model_fingerprint(self.policy)},
             world=world,
         )
-        self.reached = self.checkpoints.latest()
+        self.reached = self.checkpoints.latest() if resume else None
         if self.reached is not None:
             self.held_out.update(self.reached.held_out)
 
@@ -269,8 +273,6 @@ class Run:
         from mixlogit_align.alignment import hf
 
         config = self.config
-        if preference_loss is not None:
-            _require_pairs(self.rows)
         self.checkpoints.sweep()
         self.folder.write("data.json", self.data_record)
         strength = truth = None

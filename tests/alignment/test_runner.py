@@ -40,7 +40,7 @@ from mixlogit_align.alignment.config import (
     TokenizationConfig,
 )
 from mixlogit_align.alignment.data import load_data
-from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData
+from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData, TableData
 from mixlogit_align.alignment.hf import load
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.errors import InvalidInputError, MixlogitError
@@ -354,3 +354,32 @@ def test_sequences_longer_than_the_models_positions_are_refused(finished, tmp_pa
     (few / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 10}))
     with pytest.raises(InvalidInputError, match=r"expected at most the 10 positions.*max_length=10"):
         run_alignment(tiny_config(tmp_path / "run", model=PretrainedModel(path=str(few))))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"), [("data", "absent"), ("model", "absent"), ("sets", "expected pairs in a preference stage")]
+)
+def test_what_cannot_be_read_leaves_the_folder_alone(finished, tmp_path, wrong, message):
+    """Neither a folder that a corrected command would stumble over, nor the loss of a run that was to be replaced."""
+    kept = tmp_path / "kept"
+    shutil.copytree(finished.path, kept)
+    changes = {
+        "data": {"data": HHData(path="absent")},
+        "model": {"model": PretrainedModel(path="absent")},
+        "sets": {"data": three_responses(tmp_path)},
+    }[wrong]
+    with pytest.raises(InvalidInputError, match=message):
+        run_alignment(tiny_config(tmp_path / "new", **changes))
+    with pytest.raises(InvalidInputError, match=message):
+        run_alignment(tiny_config(kept, **changes), overwrite=True)
+    assert not (tmp_path / "new").exists()
+    assert json.loads((kept / "run.json").read_text())["status"] == "finished"
+    assert (kept / "policy" / "model.safetensors").exists()
+
+
+def three_responses(folder: Path) -> TableData:
+    """A table of comparisons of three responses, kept as sets."""
+    rows = [{"prompt": f"number {i}", "responses": [" a", " b", " c"], "choice": 0} for i in range(20)]
+    (folder / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"prompt": "prompt", "responses": ("responses",), "choice": "choice"}
+    return TableData(path=str(folder / "sets.jsonl"), sets="sets", eval_fraction=0.3, **columns)
