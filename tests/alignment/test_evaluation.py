@@ -16,16 +16,19 @@ import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from mixlogit_align.alignment import AlignmentConfig, run_alignment
+from mixlogit_align.alignment import AlignmentConfig, MixDPOLoss, SequenceLogProbs, hf, load_config, run_alignment
 from mixlogit_align.alignment.config import (
     LearnedUpdate,
     LogNormalStrength,
     NewModel,
     OptimConfig,
     PreferenceConfig,
+    PretrainedModel,
     StageConfig,
 )
-from mixlogit_align.alignment.data.config import SimulatedData
+from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
+from mixlogit_align.alignment.data.config import HumourData, SimulatedData
 from mixlogit_align.alignment.evaluation import (
     METRICS,
     PairTable,
@@ -35,6 +38,7 @@ from mixlogit_align.alignment.evaluation import (
     evaluate_run,
     find_clusters,
     gains,
+    held_out_pairs,
     pair_metrics,
     policy_pairs,
     read_pairs,
@@ -45,6 +49,9 @@ from mixlogit_align.alignment.evaluation import (
 )
 from mixlogit_align.alignment.evaluation.averages import Selection
 from mixlogit_align.alignment.evaluation.paired import _replicated
+from mixlogit_align.alignment.objectives import PreferenceObjective
+from mixlogit_align.alignment.strength import build_preference_loss
+from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.errors import InvalidInputError
 from mixlogit_align.inference import adjusted_pvalues, bootstrap_weights
 
@@ -195,14 +202,16 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "by", "codes", "unknown"),
     [
-        ({"annotator_ids": ["a", "b", "a"], "prompts": ["p", "p", "p"]}, "annotator", [0, 1, 0], 0),
-        ({"annotator_ids": ["a", None, None], "prompts": ["p", "p", "p"]}, "annotator", [0, 1, 1], 2),
+        ({"annotator_ids": ["a", "b", "a"], "prompts": ["p", "q", "q"]}, "annotator", [0, 1, 0], 0),
+        ({"annotator_ids": ["a", None, None], "prompts": ["p", "q", "q"]}, "annotator", [0, 1, 1], 2),
         ({"annotator_ids": ["a", None, None]}, "annotator", [0, 1, 2], 2),
         ({"annotator_ids": [None] * 3, "prompts": ["p", "q", "p"]}, "prompt", [0, 1, 0], 0),
         ({"prompts": ["p", None, "p"]}, "prompt", [0, 1, 0], 1),
+        ({"prompts": ["p"] * 3}, "pair", [0, 1, 2], 0),
+        ({"prompts": ["p"] * 3, "items": ["x", "x", "y"]}, "pair", [0, 0, 1], 0),
         ({}, "pair", [0, 1, 2], 0),
     ],
-    ids=["annotators", "some-by-prompt", "some-alone", "prompts", "prompt-unknown", "pairs"],
+    ids=["annotators", "by-prompt", "alone", "prompts", "prompt-unknown", "one-prompt", "votes", "pairs"],
 )
 def test_clusters_are_annotators_then_prompts_then_pairs(columns, by, codes, unknown):
     found = find_clusters(bare([1.0, 2.0, 3.0], **columns))
@@ -488,11 +497,11 @@ def test_pairs_of_one_run_alone_are_refused_or_named():
 
 @pytest.mark.parametrize(
     ("column", "other"),
-    [("weights", [1.0, 2.0]), ("annotator_ids", ["a", "c"]), ("chosen_first", [True, True]), ("prompts", ["p", "r"])],
-    ids=["weights", "annotators", "place", "prompts"],
+    [("weights", [1.0, 2.0]), ("annotator_ids", ["a", "c"]), ("chosen_first", [True, True]), ("items", ["p", "r"])],
+    ids=["weights", "annotators", "place", "items"],
 )
 def test_equal_ids_of_other_pairs_are_refused(column, other):
-    columns = {"weights": [1.0, 1.0], "annotator_ids": ["a", "b"], "chosen_first": [True, False], "prompts": ["p", "q"]}
+    columns = {"weights": [1.0, 1.0], "annotator_ids": ["a", "b"], "chosen_first": [True, False], "items": ["p", "q"]}
     with pytest.raises(InvalidInputError, match=f"{column} of bare"):
         gains(bare([1.0, 2.0], **columns), bare([1.0, 2.0], **{**columns, column: other}))
 
@@ -540,6 +549,41 @@ def test_a_runs_table_says_what_the_run_said(runs):
     np.testing.assert_allclose(run_pairs(runs["both"].path).pair_weight, weights, rtol=1e-5)  # a float32 strength
 
 
+def test_what_a_run_has_evaluated_is_the_same_table(runs, tmp_path):
+    """The values of a preference stage, written as its log-ratios, and read without a policy."""
+    path = runs["both"].path
+    config = load_config(path / "config.yaml")
+    policy, tokenizer = hf.load(PretrainedModel(path=str(path / "policy")), [], 0)
+    rows, _ = tokenize(load_data(config.data).split("eval"), tokenizer, config.tokenization)
+    loss = MixDPOLoss(build_preference_loss(config.preference).mixing)
+    objective = PreferenceObjective(
+        SequenceLogProbs(policy), loss, Collator(pad_id=tokenizer.pad_token_id), config=config.preference
+    )
+    reference = hf.load(PretrainedModel(path=str(runs["sft"].path / "policy")), [], 0)[0]
+    scored = objective.logps(SequenceLogProbs(reference), rows).tolist()
+    rows = [row.with_reference(logps) for row, logps in zip(rows, scored, strict=True)]
+    table = held_out_pairs(objective.held_out(rows), "both")
+    found, expected = pair_metrics(table), pair_metrics(run_pairs(path))
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose(found["margin/avg"], expected["margin/avg"], rtol=1e-5)  # float32 log-probabilities
+    np.testing.assert_allclose(found["log_ratio/margins"], expected["log_ratio/margins"], atol=1e-4)
+    assert (table.groups, table.items) == (run_pairs(path).groups, run_pairs(path).items)
+    write_pairs(table, tmp_path / "log_ratios.parquet")
+    (tmp_path / "config.yaml").write_text((path / "config.yaml").read_text())
+    again = run_pairs(tmp_path)
+    assert np.array_equal(again.loglik, table.loglik)
+    assert not (tmp_path / "pairs.parquet").exists()
+
+
+def test_votes_for_either_of_two_texts_are_one_cluster(shared_data):
+    data = load_data(HumourData(path=str(shared_data / "humour_pairs"), max_eval=20)).split("eval")
+    rows = [TokenizedComparison(comparison=row, input_ids=([1, 2], [1, 3]), prompt_length=1) for row in data]
+    columns = scoring._described(rows)
+    found = find_clusters(PairTable(name="humour", logratio_diff=np.zeros(len(rows)), **columns))
+    assert (found.by, len(found)) == ("pair", len({frozenset(row.responses) for row in data}))
+    assert len(found) < len(rows)
+
+
 def test_a_supervised_run_has_a_policy_and_no_reference(runs):
     table = run_pairs(runs["sft"].path)
     assert list(pair_metrics(table)) == ["margin/sum", "margin/avg", "accuracy/sum"]
@@ -556,7 +600,7 @@ def test_a_runs_log_ratios_are_a_table_by_themselves(runs):
 
 def test_any_policy_is_scored_against_any_reference(runs):
     folders = [runs[name].path / "policy" for name in ("both", "sft")]
-    config = scoring.load_config(runs["both"].path / "config.yaml")
+    config = load_config(runs["both"].path / "config.yaml")
     seen = []
     table = policy_pairs(
         folders[0], config.data, config.tokenization, reference=folders[1], strength=dist.Gamma(2.0, 20.0),

@@ -26,8 +26,8 @@ class Clusters:
     codes : array, shape (N,)
         The cluster of each pair, from 0 to G - 1.
     num_unknown : int
-        Pairs whose annotator (or prompt) is unknown where others' are. They are clustered by prompt where that is
-        known, else each is a cluster of its own.
+        Pairs whose annotator (or prompt) is unknown where others' are. They are clustered as if those of none were
+        known.
     """
 
     by: ClusterBy
@@ -38,7 +38,7 @@ class Clusters:
         return int(self.codes.max()) + 1
 
     def __str__(self) -> str:
-        alone = f", {self.num_unknown} pairs without one on their own or by prompt" if self.num_unknown else ""
+        alone = f", {self.num_unknown} pairs without one by prompt or pair" if self.num_unknown else ""
         return f"{len(self)} clusters by {self.by}{alone}"
 
 
@@ -46,14 +46,16 @@ def find_clusters(table: PairTable, by: ClusterBy | None = None) -> Clusters:
     """Cluster the pairs of a table.
 
     One person's judgments agree with each other for reasons of that person's own, so that standard errors that take
-    them as independent are too small. Clusters go one way only: that several annotators judge one prompt is not
-    accounted for when they are annotators.
+    them as independent are too small; so do judgments about one prompt, and those for and against the same two
+    responses. Clusters go one way only: that several annotators judge one prompt is not accounted for when they are
+    annotators.
 
     Parameters
     ----------
     table : PairTable
     by : {"annotator", "prompt", "pair"}, optional
-        By default annotators where any is known, else prompts where they are known, else each pair on its own.
+        By default annotators where any is known, else prompts where there are several, else pairs: those of the same
+        prompt and responses where these are known (``items``), else each row.
 
     Returns
     -------
@@ -64,13 +66,11 @@ def find_clusters(table: PairTable, by: ClusterBy | None = None) -> Clusters:
     InvalidInputError
         When it is asked for clusters that the table has no column for.
     """
-    names: dict[str, Sequence[str | None]] = {
-        name: column
-        for name, column in (("annotator", table.annotator_ids), ("prompt", table.prompts))
-        if column is not None and any(label is not None for label in column)
-    }
+    columns = (("pair", table.items), ("prompt", table.prompts), ("annotator", table.annotator_ids))
+    names = {kind: column for kind, column in columns if column is not None and any(x is not None for x in column)}
+    several = len(set(names.get("prompt", ()))) > 1
     if by is None:
-        by = "annotator" if "annotator" in names else "prompt" if "prompt" in names else "pair"
+        by = "annotator" if "annotator" in names else "prompt" if several else "pair"
     if by not in get_args(ClusterBy):
         raise InvalidInputError(
             explain("clusters", got=repr(by), expected=f"one of {get_args(ClusterBy)}", hint="'annotator'")
@@ -84,10 +84,10 @@ def find_clusters(table: PairTable, by: ClusterBy | None = None) -> Clusters:
                 hint="clusters by 'pair', whose standard errors take every pair as independent",
             )
         )
-    labels: list[Hashable] = [("pair", pair) for pair in table.pair_ids.tolist()]
-    for kind in {"annotator": ("prompt", "annotator"), "prompt": ("prompt",), "pair": ()}[by]:
-        known = names.get(kind, [None] * len(labels))
-        labels = [label if name is None else (kind, name) for name, label in zip(known, labels, strict=True)]
+    labels: list[Hashable] = [("row", pair) for pair in table.pair_ids.tolist()]
+    for kind, column in names.items():
+        if kind == by or kind == "pair" or (kind == "prompt" and by == "annotator" and several):
+            labels = [label if name is None else (kind, name) for name, label in zip(column, labels, strict=True)]
     num_unknown = 0 if by == "pair" else sum(name is None for name in names[by])
     return Clusters(by=by, codes=_coded(labels), num_unknown=num_unknown)
 

@@ -22,6 +22,7 @@ from mixlogit_align.alignment.evaluation.summary import Evaluation, evaluate
 from mixlogit_align.inference.multiplicity import Adjustment
 
 RESULT = "evaluation.json"
+COLUMNS = 4  # metrics beside each other in a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ def evaluate_run(
     against: str | Path | None = None,
     *,
     out: str | Path | None = None,
+    metrics: Sequence[str] | None = None,
     attributes: Sequence[str] | None = None,
     clusters: ClusterBy | None = None,
     minimum: int = MINIMUM,
@@ -68,7 +70,7 @@ def evaluate_run(
         Folders of finished runs, or Parquet tables of pairs, see `read_pairs`.
     out : path, optional
         By default the run's folder; that of a table.
-    attributes, clusters, minimum, level
+    metrics, attributes, clusters, minimum, level
         See `evaluate` and `gains`.
     orientation
         See `calibrate`.
@@ -103,13 +105,14 @@ def evaluate_run(
     ]
     folder = Path(out) if out is not None else paths[0] if paths[0].is_dir() else paths[0].parent
     evaluation = evaluate(
-        tables[0], attributes=attributes, clusters=clusters, minimum=minimum, level=level, orientation=orientation
-    )
+        tables[0], metrics=metrics, attributes=attributes, clusters=clusters, minimum=minimum, level=level,
+        orientation=orientation,
+    )  # fmt: skip
     found = None
     if len(tables) == 2:
         found = gains(
-            tables[0], tables[1], attributes=attributes, clusters=clusters, minimum=minimum, level=level,
-            adjustment=adjustment, num_replications=num_replications, seed=seed, mismatched=mismatched,
+            tables[0], tables[1], metrics=metrics, attributes=attributes, clusters=clusters, minimum=minimum,
+            level=level, adjustment=adjustment, num_replications=num_replications, seed=seed, mismatched=mismatched,
             progress=reported("resampling"),
         )  # fmt: skip
     if (folder / PAIRS).resolve() != paths[0].resolve():
@@ -149,8 +152,7 @@ def as_text(found: Evaluated) -> str:
         head += f"\n{evaluation.num_ties} ties, which count one half in the accuracy"
     parts += [head, _overall(evaluation.overall)]
     parts += [_calibration(evaluation.calibration)] if evaluation.calibration is not None else []
-    for table in _attributes(evaluation.averages, _estimated, evaluation.minimum):
-        parts.append(table)
+    parts += _attributes(evaluation.averages, _estimated, evaluation.minimum)
     if found.gains is not None:
         parts += _gained(found.gains)
     return "\n\n".join(parts) + "\n"
@@ -197,21 +199,26 @@ def _attributes(averages: Sequence[Average], cell: Callable[[Any], str], minimum
     """One table an attribute, its small levels apart."""
     for attribute in dict.fromkeys(average.attribute for average in averages if average.attribute is not None):
         own = [average for average in averages if average.attribute == attribute]
-        names = list(own[0].estimates)
-        rows = [[attribute, "pairs", "clusters", *names]]
-        for kinds, title in (
-            (("micro", "macro", "cell"), None),
-            (("small", "macro_all"), f"fewer than {minimum} clusters:"),
-            (("missing",), "unknown:"),
-        ):
-            chosen = [average for average in own if average.kind in kinds]
-            rows += [[title, "", "", *[""] * len(names)]] if title is not None and chosen else []
-            rows += [
-                [average.label, str(average.num_pairs), str(average.num_clusters),
-                 *(cell(average.estimates[name]) for name in names)]
-                for average in chosen
-            ]  # fmt: skip
-        yield _table(rows)
+        metrics = list(own[0].estimates)
+        for start in range(0, len(metrics), COLUMNS):
+            yield _attribute(attribute, own, metrics[start : start + COLUMNS], cell, minimum)
+
+
+def _attribute(
+    attribute: str, averages: Sequence[Average], metrics: Sequence[str], cell: Callable[[Any], str], minimum: int
+) -> str:
+    rows = [[attribute, "pairs", "clusters", *metrics]]
+    for kinds, title in (
+        (("micro", "macro", "cell"), None),
+        (("small", "macro_all"), f"fewer than {minimum} clusters:"),
+        (("missing",), "unknown:"),
+    ):
+        chosen = [average for average in averages if average.kind in kinds]
+        rows += [[title, "", "", *[""] * len(metrics)]] if title is not None and chosen else []
+        for average in chosen:
+            cells = [cell(average.estimates[name]) for name in metrics]
+            rows.append([average.label, str(average.num_pairs), str(average.num_clusters), *cells])
+    return _table(rows)
 
 
 def _estimated(estimate: Any) -> str:

@@ -295,7 +295,7 @@ def _paired(
 
 def _refuse_other_rows(table: PairTable, against: PairTable) -> None:
     """Equal pair_ids must stand for equal pairs."""
-    for name in ("weights", "annotator_ids", "prompts", "chosen_first"):
+    for name in ("weights", "annotator_ids", "items", "chosen_first"):
         one, two = getattr(table, name), getattr(against, name)
         if one is None or two is None:
             continue

@@ -1,11 +1,14 @@
 """Judged pairs with what a policy and its reference say of them: the table that every evaluation starts from.
 
-As a Parquet file it has one row a pair and the columns ``pair_id``, ``annotator_id`` (text, null where unknown),
-``groups`` (JSON, attribute -> level), ``prompt`` (a name for it, the same for equal prompts), ``chosen_first`` (whether
-the chosen response was shown first), ``weight``, and in nats ``policy_chosen``, ``policy_rejected``,
-``reference_chosen``, ``reference_rejected``, ``logratio_diff`` and ``loglik``; ``chosen_tokens``, ``rejected_tokens``,
-``strength_mean`` and ``pair_weight``. What is unknown is no column. `write_pairs` adds each pair's metrics and its
-``probability``, for other readers.
+As a Parquet file it has one row a pair and the columns
+
+- ``pair_id``; ``annotator_id``, text, null where unknown; ``groups``, JSON, attribute -> level; ``weight``;
+- ``prompt``, a name for it, the same for equal prompts, and ``item``, a name for prompt and both responses, the same
+  whichever was chosen; ``chosen_first``, whether the chosen response was shown first;
+- in nats ``policy_chosen``, ``policy_rejected``, ``reference_chosen``, ``reference_rejected``, ``logratio_diff`` and
+  ``loglik``; ``chosen_tokens`` and ``rejected_tokens``; ``strength_mean`` and ``pair_weight``.
+
+What is unknown is no column. `write_pairs` adds ``probability``, and can add metrics, for other readers.
 """
 
 # N pairs.
@@ -34,13 +37,19 @@ NonFinite = Literal["refuse", "leave_out"]
 
 HEADER = b"mixlogit_align.pairs"
 # Field -> column of the file, where the two differ.
-NAMED = {"pair_ids": "pair_id", "annotator_ids": "annotator_id", "prompts": "prompt", "weights": "weight"}
+NAMED = {
+    "pair_ids": "pair_id",
+    "annotator_ids": "annotator_id",
+    "prompts": "prompt",
+    "items": "item",
+    "weights": "weight",
+}
 NUMBERS = (
     "weights", "policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "logratio_diff",
     "loglik", "strength_mean", "pair_weight",
 )  # fmt: skip
 COUNTS = ("chosen_tokens", "rejected_tokens")
-ROWS = ("pair_ids", "annotator_ids", "groups", "prompts", "chosen_first", *NUMBERS, *COUNTS)
+ROWS = ("pair_ids", *TEXTS, "chosen_first", *NUMBERS, *COUNTS)
 TOGETHER = (("policy_chosen", "policy_rejected"), ("reference_chosen", "reference_rejected"), COUNTS)
 SHOWN = 5  # pairs that an error names
 # Share of the log-probabilities by which their difference may be off, sums in float32 included.
@@ -63,6 +72,8 @@ class PairTable:
         N; attribute -> level, e.g. ``{"education": "degree"}``. An attribute that a pair lacks is unknown of it.
     prompts : sequence of str or None, optional
         N; the same for equal prompts, None where unknown.
+    items : sequence of str or None, optional
+        N; the same where the prompt and the two responses are, whichever of them was chosen; None where unknown.
     chosen_first : array of bool, shape (N,), optional
         Whether the chosen response was shown first.
     weights : array, shape (N,), optional
@@ -96,6 +107,7 @@ class PairTable:
     annotator_ids: Sequence[str | None] | None = None
     groups: Sequence[Mapping[str, str]] | None = None
     prompts: Sequence[str | None] | None = None
+    items: Sequence[str | None] | None = None
     chosen_first: npt.NDArray[np.bool_] | None = None
     weights: Vector | None = None
     policy_chosen: Vector | None = None
@@ -135,7 +147,7 @@ class PairTable:
         given: dict[str, Any] = {"weights": np.ones(num)} if self.weights is None else {}
         for names, kind in ((NUMBERS, np.float64), ((*COUNTS, "pair_ids"), np.int64), (("chosen_first",), np.bool_)):
             given |= {x: np.asarray(getattr(self, x), dtype=kind) for x in names if getattr(self, x) is not None}
-        given |= {x: tuple(v) for x in ("annotator_ids", "groups", "prompts") if (v := getattr(self, x)) is not None}
+        given |= {x: tuple(v) for x in TEXTS if (v := getattr(self, x)) is not None}
         for name, column in given.items():
             object.__setattr__(self, name, column)
             if np.shape(column)[:1] != (num,) or (isinstance(column, np.ndarray) and column.ndim != 1):
@@ -263,7 +275,7 @@ def write_pairs(table: PairTable, path: str | PathLike[str], more: Mapping[str, 
     if table.loglik is not None:
         columns["probability"] = np.exp(table.loglik)
     columns |= more or {}
-    texts = {"annotator_id": pyarrow.string(), "groups": pyarrow.string(), "prompt": pyarrow.string()}
+    texts = {NAMED.get(name, name): pyarrow.string() for name in TEXTS}
     arrays = {name: pyarrow.array(x, texts.get(name)) for name, x in columns.items() if x is not None}
     header = {HEADER: json.dumps({"name": table.name, "left_out": table.left_out})}
     target = Path(path)
@@ -346,7 +358,7 @@ def _column_of(column: Any, field: str, path: str) -> Any:
     from pyarrow import types
 
     kind = column.type
-    if field in ("annotator_ids", "groups", "prompts"):
+    if field in TEXTS:
         fine, expected = types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind), "texts"
     elif field == "chosen_first":
         fine, expected = types.is_boolean(kind) and not column.null_count, "true or false in every row"

@@ -35,7 +35,7 @@ PAIRS = "pairs.parquet"
 BLOCK = 16  # batches between two calls of the progress
 
 
-def held_out_pairs(held_out: HeldOut, name: str, *, non_finite: NonFinite = "refuse") -> PairTable:
+def held_out_pairs(held_out: HeldOut, name: str) -> PairTable:
     """The table of what a run has evaluated.
 
     Parameters
@@ -43,13 +43,10 @@ def held_out_pairs(held_out: HeldOut, name: str, *, non_finite: NonFinite = "ref
     held_out : HeldOut
         Of rows with reference log-probabilities.
     name : str
-    non_finite : {"refuse", "leave_out"}
-        See `PairTable.of`.
     """
     rows, values = held_out.rows, held_out.loss.values
     reference = np.array([row.reference_logps for row in rows])
-    return PairTable.of(
-        non_finite=non_finite,
+    return PairTable(
         name=name,
         **_described(rows),
         policy_chosen=_array(values["policy_chosen"]),
@@ -260,13 +257,12 @@ def _described(rows: Sequence[TokenizedComparison]) -> dict[str, Any]:
     for comparison in comparisons:
         _ = comparison.rejected
     lengths = np.array([[len(ids) - row.prompt_length for ids in row.input_ids] for row in rows])
-    groups = [dict(comparison.groups) for comparison in comparisons]
-    annotators = [comparison.annotator_id for comparison in comparisons]
     return {
         "pair_ids": np.array([comparison.pair_id for comparison in comparisons]),
-        "annotator_ids": annotators if any(annotators) else None,
-        "groups": groups if any(groups) else None,
-        "prompts": [_prompt_name(comparison.prompt) for comparison in comparisons],
+        "annotator_ids": [comparison.annotator_id for comparison in comparisons],
+        "groups": [dict(comparison.groups) for comparison in comparisons],
+        "prompts": [_named(comparison.prompt) for comparison in comparisons],
+        "items": [_named(comparison.prompt, *sorted(comparison.responses)) for comparison in comparisons],
         "chosen_first": np.array([comparison.choice == 0 for comparison in comparisons]),
         "weights": np.array([comparison.weight for comparison in comparisons]),
         "chosen_tokens": _chosen_rejected(rows, lengths)[0],
@@ -274,9 +270,10 @@ def _described(rows: Sequence[TokenizedComparison]) -> dict[str, Any]:
     }
 
 
-def _prompt_name(prompt: Prompt) -> str:
-    text = prompt if isinstance(prompt, str) else json.dumps([[turn.role, turn.content] for turn in prompt])
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).hexdigest()
+def _named(prompt: Prompt, *responses: str) -> str:
+    """A name for a prompt, and responses to it, by their content."""
+    text = prompt if isinstance(prompt, str) else [[turn.role, turn.content] for turn in prompt]
+    return hashlib.blake2b(json.dumps([text, *responses]).encode(), digest_size=8).hexdigest()
 
 
 def _chosen_rejected(rows: Sequence[TokenizedComparison], values: Any) -> tuple[Any, Any]:
@@ -285,7 +282,7 @@ def _chosen_rejected(rows: Sequence[TokenizedComparison], values: Any) -> tuple[
     return values[every, choice], values[every, 1 - choice]
 
 
-def _by_choice(rows: Sequence[TokenizedComparison], logps: Vector, what: str) -> dict[str, Vector]:
+def _by_choice(rows: Sequence[TokenizedComparison], logps: Vector, what: str) -> dict[str, Any]:
     chosen, rejected = _chosen_rejected(rows, logps)
     return {f"{what}_chosen": chosen, f"{what}_rejected": rejected}
 
