@@ -218,6 +218,20 @@ class _Settings(argparse.Action):
         parser.exit()
 
 
+class _Recipe(argparse.Action):
+    """Keeps the name of a recipe; without one, prints what there are and stops."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if values is None:
+            from mixlogit_align.alignment.recipes import catalogue
+
+            print(catalogue(), end="")
+            parser.exit()
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     plain = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
@@ -257,7 +271,12 @@ def _parser() -> argparse.ArgumentParser:
     ):
         examples = TRAIN_EXAMPLES.replace("COMMAND", name).replace("STAGE", stage)
         train = command(name, what, TRAIN, examples + textwrap.indent(EXAMPLE_CONFIG, "  "))
-        train.add_argument("--config", metavar="FILE", type=Path, required=True, help="YAML file of settings")
+        source = train.add_mutually_exclusive_group(required=True)
+        source.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings")
+        source.add_argument(
+            "--recipe", metavar="NAME", nargs="?", action=_Recipe,
+            help="settings of the MixDPO paper, e.g. prism/pythia-2.8b/gamma; without NAME, list them and stop",
+        )  # fmt: skip
         earlier = train.add_mutually_exclusive_group()
         earlier.add_argument(
             "--resume", action="store_true",
@@ -270,7 +289,12 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         train.add_argument(
             "--print-config", "--print_config", action="store_true",
-            help="show the resolved settings as YAML that --config reads, and stop",
+            help="show the resolved settings as YAML that --config reads, a recipe's with where each is from, and stop",
+        )  # fmt: skip
+        train.add_argument(
+            "--dry-run", "--dry_run", metavar="PROCESSES", nargs="?", const=1, type=int,
+            help="try two steps on a small model of the same kind and made-up rows, then tell the memory and time that "
+            "the run would take on so many processes (default: 1); no network, and nothing is written",
         )  # fmt: skip
         train.set_defaults(run=run)
 
@@ -401,7 +425,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_fit)
 
 
-FLAGS = ("config", "resume", "overwrite", "settings", "print-config", "help")
+FLAGS = ("config", "recipe", "resume", "overwrite", "settings", "print-config", "dry-run", "help")
 
 
 def _overrides(parser: argparse.ArgumentParser, rest: Sequence[str]) -> list[str]:
@@ -474,14 +498,16 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
     import warnings
 
     from mixlogit_align.alignment import RichProgress, dump_config, load_config, run_alignment
+    from mixlogit_align.alignment.recipes import load_recipe
     from mixlogit_align.report import write_report
 
-    config = load_config(options.config, options.settings)
+    recipe = None if options.recipe is None else load_recipe(options.recipe)
+    config = load_config(options.config, options.settings) if recipe is None else recipe.config(options.settings)
     if supervised_only:
         if config.sft is None:
             raise InvalidInputError(
                 explain(
-                    str(options.config),
+                    str(options.config or options.recipe),
                     got="no section `sft:`",
                     expected="the settings of the supervised stage",
                     hint="adding `sft: {}`, or `mixlogit-align train` for the preference stage alone",
@@ -491,8 +517,11 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
     is_main = _rank() == 0
     if options.print_config:
         if is_main:
-            print(dump_config(config), end="")
+            given = [*options.settings, *(["preference=null"] if supervised_only else [])]
+            print(dump_config(config) if recipe is None else recipe.annotated(config, given), end="")
         return PASSED
+    if options.dry_run is not None:
+        return _dry_run(config, options.dry_run)
     try:
         with warnings.catch_warnings(), RichProgress() if is_main else contextlib.nullcontext() as progress:
             if not is_main:
@@ -508,6 +537,19 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
         _print_result(config, result)
         write_report([result.path], result.path / "report.html")
         print(f"run folder: {result.path}, with a report.html ({result.seconds:.0f} s)")
+    return PASSED
+
+
+def _dry_run(config: AlignmentConfig, processes: int) -> int:
+    from mixlogit_align.alignment.dry_run import dry_run
+
+    if "RANK" in os.environ:
+        raise InvalidInputError(
+            explain(
+                "--dry-run", got="torchrun", expected="one process", hint="`mixlogit-align train --dry-run PROCESSES`"
+            )
+        )
+    print(dry_run(config, processes=processes))
     return PASSED
 
 

@@ -48,9 +48,10 @@ def write_synthetic(
             for name in FILES.values():
                 _write(folder / subset / f"{name}.jsonl", (_hh(generator, i) for i in range(rows)))
     else:
-        # every conversation has a comparison of either kind of turn; the margin is five standard deviations or more
-        share = min(config.eval_fraction, 1 - config.eval_fraction)
-        numbers = range(math.ceil((rows + 30) / share))
+        # every conversation has a comparison of either kind of turn, and the openings that are held out are as good as
+        # drawn: 4 standard deviations more than wanted
+        shares = ((1 - config.eval_fraction, num_train), (config.eval_fraction, num_eval))
+        numbers = range(max(math.ceil((wanted + 4 * math.sqrt(wanted) + 16) / p) for p, wanted in shares))
         if isinstance(config, PrismData):
             path = folder
             _write(folder / "survey.jsonl", (_person(i) for i in range(NUM_PEOPLE)))
@@ -136,9 +137,8 @@ def _community(generator: random.Random, number: int, config: CommunityData) -> 
         "in_balanced_subset_10": True,
     }
     for turn, name in enumerate(TURNS):
-        row |= (
-            _turn(generator, f"{name}_turn_", number) if turn < 2 else {f"{name}_turn_{what}": None for what in FIELDS}
-        )
+        values = _turn(generator, number) if turn < 2 else [None] * len(FIELDS)
+        row |= zip((f"{name}_turn_{what}" for what in FIELDS), values, strict=True)
     return row
 
 
