@@ -38,12 +38,9 @@ NonFinite = Literal["refuse", "leave_out"]
 HEADER = b"mixlogit_align.pairs"
 # Field -> column of the file, where the two differ.
 NAMED = {
-    "pair_ids": "pair_id",
-    "annotator_ids": "annotator_id",
-    "prompts": "prompt",
-    "items": "item",
-    "weights": "weight",
-}
+    "pair_ids": "pair_id", "annotator_ids": "annotator_id", "prompts": "prompt", "items": "item", "weights": "weight",
+}  # fmt: skip
+TEXTS = ("annotator_ids", "groups", "prompts", "items")
 NUMBERS = (
     "weights", "policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "logratio_diff",
     "loglik", "strength_mean", "pair_weight",
