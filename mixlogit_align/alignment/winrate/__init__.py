@@ -13,8 +13,10 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
     write_leaderboard,
     write_outputs,
 )
+from mixlogit_align.alignment.winrate.command import JudgedRun, judge_run, make_judge
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig, EndpointError
 from mixlogit_align.alignment.winrate.endpoint_judge import CostEstimate, EndpointJudge, Usage
+from mixlogit_align.alignment.winrate.generation import Generated, GenerationConfig, generate, sample_prompts
 from mixlogit_align.alignment.winrate.judges import Judge, Judged, RewardJudge, TableJudge, Verdict, judge_outputs
 from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights, fit_length_control
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_outputs
@@ -34,8 +36,11 @@ __all__ = [
     "EndpointError",
     "EndpointJudge",
     "Estimate",
+    "Generated",
+    "GenerationConfig",
     "Judge",
     "Judged",
+    "JudgedRun",
     "LengthControl",
     "LengthWeights",
     "Outputs",
@@ -49,14 +54,18 @@ __all__ = [
     "WinRate",
     "bootstrap_win_rates",
     "fit_length_control",
+    "generate",
     "judge_outputs",
+    "judge_run",
     "leaderboard_row",
+    "make_judge",
     "pair_outputs",
     "read_annotations",
     "read_leaderboard",
     "read_outputs",
     "read_stored_judge",
     "read_weights",
+    "sample_prompts",
     "sign_flip",
     "win_rate",
     "write_annotations",

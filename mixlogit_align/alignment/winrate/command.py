@@ -1,0 +1,334 @@
+"""What ``mixlogit-align winrate`` does: responses, verdicts, win rates; all kept in one folder, and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixlogit_align.alignment.checkpoint import write_durably
+from mixlogit_align.alignment.config import AlignmentConfig, PretrainedModel
+from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.alignment.settings import load_config
+from mixlogit_align.alignment.winrate.alpaca_eval import (
+    leaderboard_row,
+    read_outputs,
+    read_stored_judge,
+    write_annotations,
+    write_leaderboard,
+    write_outputs,
+)
+from mixlogit_align.alignment.winrate.endpoint import EndpointConfig
+from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, Order
+from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, policy_of, sample_prompts
+from mixlogit_align.alignment.winrate.judges import Judge, RewardJudge, judge_outputs
+from mixlogit_align.alignment.winrate.length_control import LengthControl, fit_length_control
+from mixlogit_align.alignment.winrate.pairs import Outputs, pair_outputs
+from mixlogit_align.alignment.winrate.preferences import Preferences, WinRate
+from mixlogit_align.alignment.winrate.uncertainty import (
+    Estimate,
+    SignFlipComparison,
+    bootstrap_win_rates,
+    sign_flip,
+)
+from mixlogit_align.errors import InvalidInputError, explain
+
+RESULT = "winrate.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedRun:
+    """The win rate of a run against an opponent.
+
+    Parameters
+    ----------
+    model, opponent, judge : str
+    win_rate : WinRate
+    interval : Estimate
+        Of the win rate, by the bootstrap.
+    test : SignFlipComparison
+        Against 50 %.
+    controlled : Estimate or None
+        The length-controlled win rate, by the minimal form of the GLM, with refitted intervals.
+    not_controlled : str or None
+        Why there is none.
+    faults : dict
+        Prompts without a verdict, by rule; see `Judged.faults`.
+    generation : dict
+        How the responses of each side were made; empty for responses from files.
+    usage : dict or None
+        What an endpoint took.
+    out : Path
+    """
+
+    model: str
+    opponent: str
+    judge: str
+    win_rate: WinRate
+    interval: Estimate
+    test: SignFlipComparison
+    controlled: Estimate | None
+    not_controlled: str | None
+    faults: dict[str, Any]
+    generation: dict[str, Any]
+    usage: dict[str, Any] | None
+    out: Path
+
+
+def judge_run(
+    run: str | Path,
+    opponent: str | Path | None,
+    make_judge: Callable[[Path], Judge],
+    *,
+    sample: int = 425,
+    seed: int = 0,
+    generation: GenerationConfig | None = None,
+    num_replications: int = 1000,
+    out: str | Path | None = None,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    told: Callable[[str], object] | None = None,
+) -> JudgedRun:
+    """Have a judge compare a run with an opponent on a sample of held-out prompts, and write what was found.
+
+    Every response and every answer of an endpoint is kept when it comes: the same call goes on after an interruption.
+
+    Parameters
+    ----------
+    run : path
+        The folder of a finished run, or AlpacaEval's model_outputs.json.
+    opponent : path or None
+        Another run, a policy in Hugging Face format, or a file of outputs. None takes the policy that the run's
+        preference stage began with, which for the paper's recipe is the supervised one.
+    make_judge : callable
+        Given the folder of results, where its cache may lie, the judge.
+    sample, seed : int
+        How many held-out prompts of the run's data, and which; see `sample_prompts`. Not used where ``run`` is a file.
+    generation : GenerationConfig, optional
+    num_replications : int
+        Of the bootstrap.
+    out : path, optional
+        By default ``winrate-OPPONENT`` in the run's folder, or beside the file.
+    device : str
+        Where policies answer.
+    progress : Progress, optional
+    told : callable, optional
+        Given a line on what the judge will cost, before it begins.
+
+    Returns
+    -------
+    JudgedRun
+
+    Raises
+    ------
+    InvalidInputError
+        As `generate`, `pair_outputs` and `sample_prompts`; where no opponent is given and none is known.
+    EndpointError
+        As `EndpointJudge.judge`.
+    """
+    run = Path(run)
+    config = None if run.is_file() else load_config(run / "config.yaml")
+    against = Path(opponent) if opponent is not None else _began_with(run, config)
+    folder = Path(out) if out is not None else (run.parent if run.is_file() else run) / f"winrate-{_slug(against)}"
+    folder.mkdir(parents=True, exist_ok=True)
+    how: dict[str, Any] = {}
+
+    def outputs_of(path: Path, side: str) -> Outputs:
+        if path.is_file():
+            return read_outputs(path)
+        if config is None:
+            raise InvalidInputError(
+                explain(str(path), got="a policy against a file of outputs", expected="two files", hint="its outputs")
+            )
+        made = generate(
+            policy_of(path), sample_prompts(load_data(config.data).split("eval"), sample, seed),
+            config.tokenization, generation, name=_name(path), source=config.data.source, device=device,
+            cache=folder / f"{side}.jsonl", progress=progress,
+        )  # fmt: skip
+        how[side] = {
+            **made.settings, "sample": sample, "sample_seed": seed, "num_unfinished": made.num_unfinished,
+            "truncation": made.truncation.as_dict(),
+        }  # fmt: skip
+        write_outputs(folder / f"{side}_outputs.json", made.outputs)
+        return made.outputs
+
+    ours, theirs = outputs_of(run, "model"), outputs_of(against, "opponent")
+    if ours.name == theirs.name:
+        theirs = dataclasses.replace(theirs, name=f"{theirs.name} (opponent)")
+    judge = make_judge(folder)
+    if told is not None and isinstance(judge, EndpointJudge):
+        told(_told(judge, pair_outputs(ours, theirs)))
+    judged = judge_outputs(judge, ours, theirs, progress)
+    table = judged.preferences
+    control, why = _controlled(table)
+    write_annotations(folder / "annotations.json", judged.pairs, table, judge.name, control=control)
+    write_leaderboard(folder / "leaderboard.csv", {table.model: leaderboard_row(table, control)})
+    usage = judge.usage if isinstance(judge, EndpointJudge) else None
+    found = JudgedRun(
+        model=table.model,
+        opponent=table.opponent,
+        judge=judge.name,
+        win_rate=table.win_rate(),
+        interval=bootstrap_win_rates([table], num_replications=num_replications, seed=seed).win_rate(table.model),
+        test=sign_flip(table, seed=seed),
+        controlled=None
+        if control is None
+        else bootstrap_win_rates(
+            [table], length_control=True, inverse_penalty=control.inverse_penalty,
+            num_replications=num_replications, seed=seed,
+        ).win_rate(table.model),
+        not_controlled=why,
+        faults=judged.faults(),
+        generation=how,
+        usage=None if usage is None else dataclasses.asdict(usage),
+        out=folder,
+    )  # fmt: skip
+    write_durably(folder / RESULT, json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+def make_judge(
+    spec: str,
+    *,
+    order: Order = "both",
+    seed: int = 0,
+    budget: float | None = None,
+    device: str = "cpu",
+    **endpoint: Any,
+) -> Callable[[Path], Judge]:
+    """A judge by the words of a command line.
+
+    Parameters
+    ----------
+    spec : str
+        A file of annotations; ``reward:PATH``, a reward model in Hugging Face format; or the URL of an endpoint.
+    order, seed, budget
+        See `EndpointJudge`.
+    device : str
+        Of a reward model.
+    **endpoint
+        Settings of `EndpointConfig` beside the URL, ``model`` among them.
+
+    Returns
+    -------
+    callable
+        Of the folder of results, which keeps the answers of an endpoint as ``answers.jsonl``.
+
+    Raises
+    ------
+    InvalidInputError
+        As `read_stored_judge` and `EndpointConfig`; for an endpoint without a model.
+    """
+    if spec.startswith(("http://", "https://")):
+        if not endpoint.get("model"):
+            raise InvalidInputError(
+                explain("judge", got="an endpoint without a model", expected="one", hint="--judge-model NAME")
+            )
+        config = EndpointConfig(url=spec, **endpoint)
+        return lambda folder: EndpointJudge(
+            endpoint=config, order=order, seed=seed, budget=budget, cache=folder / "answers.jsonl"
+        )
+    if spec.startswith("reward:"):
+        from mixlogit_align.alignment.hf_reward import RewardModel
+
+        path = spec.removeprefix("reward:")
+        return lambda _: RewardJudge(name=path, score=RewardModel(path, device=device))
+    stored = read_stored_judge(spec)
+    return lambda _: stored
+
+
+def as_json(found: JudgedRun) -> dict[str, Any]:
+    """A result as JSON holds it: paths as text, NaN as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(each) for each in value]
+        if isinstance(value, Path):
+            return str(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    record = dataclasses.asdict(found)
+    record["test"]["test"] = found.test.test._asdict()
+    return {name: plain(value) for name, value in record.items() if name != "out"}
+
+
+def as_text(found: JudgedRun) -> str:
+    """What was found, for a terminal."""
+    rate, test = found.win_rate, found.test.test
+    lines = [
+        f"{found.model} against {found.opponent}, judged by {found.judge}",
+        f"win rate {rate.percent:.2f} % (s.e. {rate.standard_error:.2f}; 95 % interval {found.interval.lower:.2f} to "
+        f"{found.interval.upper:.2f}): {rate.num_wins} wins, {rate.num_losses} losses, {rate.num_ties} ties",
+        f"against 50 %: p = {test.pvalue:.4g} (sign-flip test, {'exact' if test.exact else 'sampled'})",
+    ]
+    if found.controlled is None:
+        lines.append(f"no length-controlled win rate: {found.not_controlled}")
+    else:
+        c = found.controlled
+        lines.append(
+            f"at equal lengths {c.value:.2f} % (s.e. {c.standard_error:.2f}; {c.lower:.2f} to {c.upper:.2f}), by the "
+            "minimal form of the GLM"
+        )
+    for fault, seen in found.faults.items():
+        lines.append(f"{seen['count']} prompts without a verdict, {fault}: not so that {seen['rule']}")
+    if found.usage is not None:
+        used = found.usage
+        cost = "" if used["cost"] is None else f", cost {used['cost']:.4g}"
+        lines.append(
+            f"{used['num_requests']} requests ({used['num_retries']} of them again), {used['input_tokens']} tokens in, "
+            f"{used['output_tokens']} out{cost}"
+        )
+    return "\n".join([*lines, f"written to {found.out}"]) + "\n"
+
+
+def _told(judge: EndpointJudge, pairs: Any) -> str:
+    estimate = judge.estimate(pairs)
+    cost = "" if estimate.cost is None else f"; cost at most about {estimate.cost:.4g}"
+    return (
+        f"{estimate.num_requests} requests to come, {estimate.num_cached} answered before; about "
+        f"{estimate.input_tokens} tokens in, at most {estimate.output_tokens} out{cost}"
+    )
+
+
+def _controlled(table: Preferences) -> tuple[LengthControl | None, str | None]:
+    """The length control of a table, or why there is none."""
+    try:
+        return fit_length_control(table), None
+    except InvalidInputError as error:
+        return None, str(error)
+
+
+def _began_with(run: Path, config: AlignmentConfig | None) -> Path:
+    """The policy that a run's preference stage began with, where it lies in a folder."""
+    known = config is not None and config.sft is None and config.preference is not None
+    if config is not None and known and isinstance(config.model, PretrainedModel):
+        return Path(config.model.path)
+    raise InvalidInputError(
+        explain(
+            "opponent",
+            got=f"none, and {run} does not name the policy its preference stage began with",
+            expected="an opponent",
+            hint="--opponent with another run, a policy, or a file of outputs",
+        )
+    )
+
+
+def _name(path: Path) -> str:
+    """What a run is called: by its settings, and a policy by its folder (that of a run by the run)."""
+    settings = path / "config.yaml"
+    return (
+        load_config(settings).name if settings.is_file() else path.parent.name if path.name == "policy" else path.name
+    )
+
+
+def _slug(path: Path) -> str:
+    """A word for a path: of a policy in a run's folder, the run's."""
+    stem = path.parent.name if path.name == "policy" else path.stem if path.is_file() else path.name
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in stem) or "opponent"
