@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   mixlogit-align study --random "x=lognormal(0, 0.5)" --individuals 300 --situations 10 --out study
   mixlogit-align sft --config run.yaml --out runs/sft  the supervised stage of a configuration
   mixlogit-align train --config run.yaml --preference.optim.lr 1e-6
+  mixlogit-align winrate runs/gamma --judge http://localhost:8000/v1 --judge-model NAME
   mixlogit-align report runs/dpo runs/gamma --out report.html
 
 exit status:
@@ -99,8 +100,8 @@ exit status: 0 converged; 1 not converged or no estimate; 2 wrong usage or data;
 
 TRAIN = """\
 Any setting of the file can be replaced: --section.setting value, for example --preference.optim.lr 1e-6;
---settings shows them all. Under torchrun the processes train one policy together, sharded over them, and the main
-one prints and writes."""
+--settings shows them all. A recipe stands in for the file; --dry-run tries either without data or network.
+Under torchrun the processes train one policy together, sharded over them, and the main one prints and writes."""
 
 TRAIN_EXAMPLES = """examples:
   mixlogit-align COMMAND --config run.yaml
@@ -108,6 +109,8 @@ TRAIN_EXAMPLES = """examples:
   mixlogit-align COMMAND --config run.yaml --resume            begin, or go on from the last checkpoint
   mixlogit-align COMMAND --config run.yaml --print-config      every setting as this command resolves it
   mixlogit-align COMMAND --settings data                       what settings there are, and what they mean
+  mixlogit-align COMMAND --recipe prism/pythia-2.8b/gamma      the MixDPO paper's settings; --recipe lists all
+  mixlogit-align COMMAND --recipe prism/pythia-2.8b/gamma --dry-run 8
   torchrun --standalone --nproc-per-node 8 -m mixlogit_align COMMAND --config run.yaml --resume
 
 exit status: 0 done; 1 the run failed; 2 wrong usage, settings or data;
@@ -115,6 +118,26 @@ exit status: 0 done; 1 the run failed; 2 wrong usage, settings or data;
 
 a complete configuration:
 
+"""
+
+WINRATE = """\
+Has a run and an opponent answer held-out prompts, a judge compare the responses, and tells how often the run wins:
+plainly and at equal lengths, as AlpacaEval 2.0 does, with intervals. The judge is a model behind an OpenAI-compatible
+endpoint, a reward model, or a table of stored annotations. Responses, verdicts and results are kept in one folder, in
+AlpacaEval's formats; what is there is not made again, so that the same command goes on after an interruption.
+
+An endpoint sees each pair in both orders. Its key is taken from an environment variable, and appears nowhere else;
+what the requests will cost is told before the first is sent."""
+
+WINRATE_EXAMPLES = """examples:
+  mixlogit-align winrate runs/gamma --judge http://localhost:8000/v1 --judge-model NAME --no-key
+  mixlogit-align winrate runs/gamma --opponent runs/dpo --sample 200 --judge reward:FOLDER
+  mixlogit-align winrate runs/gamma --judge https://HOST/v1 --judge-model NAME --key-variable JUDGE_KEY \\
+    --input-price 2.5 --output-price 10 --budget 5 --requests-per-minute 60
+  mixlogit-align winrate ours.json --opponent theirs.json --judge annotations.json
+
+exit status: 0 done; 1 the endpoint cannot be used, or the budget does not suffice; 2 wrong usage, settings or data;
+130 interrupted: the same command goes on
 """
 
 EXAMPLE_CONFIG = """\
@@ -298,6 +321,8 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         train.set_defaults(run=run)
 
+    _add_winrate(command("winrate", "tell how often a run wins against an opponent", WINRATE, WINRATE_EXAMPLES))
+
     report = command(
         "report",
         "write one self-contained HTML page about runs",
@@ -307,6 +332,50 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first RUN)")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_winrate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="RUN", type=Path, help="a run's folder, or a file as model_outputs.json")
+    parser.add_argument(
+        "--opponent", metavar="RUN", type=Path,
+        help="a run, a policy, or a file of outputs (default: the policy that RUN's preference stage began with)",
+    )  # fmt: skip
+    parser.add_argument("--sample", metavar="N", type=int, default=425, help="held-out prompts (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
+    parser.add_argument(
+        "--replications", metavar="B", type=int, default=1000, help="of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results (default: winrate-OPPONENT in RUN)")
+    parser.add_argument("--device", default="cpu", help="where models run (default: %(default)s)")
+    how = parser.add_argument_group("the responses")
+    how.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest (default: %(default)s)")
+    how.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
+    how.add_argument(
+        "--max-new-tokens", metavar="T", type=int, help="(default: what max_prompt_length leaves of max_length)"
+    )
+    how.add_argument("--batch-size", metavar="B", type=int, default=16, help="prompts (default: %(default)s)")
+    judge = parser.add_argument_group("the judge")
+    judge.add_argument(
+        "--judge", metavar="JUDGE", required=True,
+        help="URL of an endpoint up to /chat/completions, reward:FOLDER, or a file as annotations.json",
+    )  # fmt: skip
+    judge.add_argument("--judge-model", metavar="NAME", help="the endpoint's name for the model that judges")
+    judge.add_argument(
+        "--order", choices=["both", "random"], default="both",
+        help="show each pair in both orders, or once in an order by the seed (default: %(default)s)",
+    )  # fmt: skip
+    key = judge.add_mutually_exclusive_group()
+    key.add_argument(
+        "--key-variable", metavar="NAME", default="OPENAI_API_KEY", help="environment variable (default: %(default)s)"
+    )
+    key.add_argument("--no-key", action="store_true", help="the endpoint asks for none")
+    judge.add_argument("--max-tokens", metavar="T", type=int, default=512, help="of a verdict (default: %(default)s)")
+    judge.add_argument("--requests-per-minute", metavar="R", type=float, help="(default: no limit)")
+    judge.add_argument("--concurrency", metavar="K", type=int, default=4, help="requests (default: %(default)s)")
+    judge.add_argument("--input-price", metavar="P", type=float, help="per million tokens")
+    judge.add_argument("--output-price", metavar="P", type=float, help="per million tokens")
+    judge.add_argument("--budget", metavar="COST", type=float, help="do not begin where the estimated cost is above")
+    parser.set_defaults(run=_winrate)
 
 
 def _add_truth(parser: argparse.ArgumentParser) -> None:
@@ -568,6 +637,49 @@ def _print_result(config: AlignmentConfig, result: RunResult) -> None:
         )
     for alarm in result.alarms:
         print(f"ALARM {alarm['name']} ({alarm['stage']}, step {alarm['step']}): {alarm['message']}")
+
+
+def _winrate(options: argparse.Namespace) -> int:
+    from mixlogit_align.alignment import RichProgress
+    from mixlogit_align.alignment.winrate import GenerationConfig, judge_run, make_judge
+    from mixlogit_align.alignment.winrate.command import as_text
+
+    judge = make_judge(
+        options.judge,
+        order=options.order,
+        seed=options.seed,
+        budget=options.budget,
+        device=options.device,
+        model=options.judge_model,
+        key_variable=None if options.no_key else options.key_variable,
+        max_tokens=options.max_tokens,
+        requests_per_minute=options.requests_per_minute,
+        concurrency=options.concurrency,
+        input_price=options.input_price,
+        output_price=options.output_price,
+    )
+    with RichProgress() as progress:
+        found = judge_run(
+            options.model,
+            options.opponent,
+            judge,
+            sample=options.sample,
+            seed=options.seed,
+            generation=GenerationConfig(
+                temperature=options.temperature,
+                top_p=options.top_p,
+                max_new_tokens=options.max_new_tokens,
+                batch_size=options.batch_size,
+                seed=options.seed,
+            ),
+            num_replications=options.replications,
+            out=options.out,
+            device=options.device,
+            progress=progress,
+            told=print,
+        )
+    print(as_text(found), end="")
+    return PASSED
 
 
 def _report(options: argparse.Namespace) -> int:

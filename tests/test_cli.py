@@ -112,6 +112,8 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
         (["train", "--config", "run.yaml", "--seed", "--name", "x"], "no value for --seed"),
         (["train", "--config", "run.yaml", "--resme", "--seed", "1"], "unrecognized argument: --resme; try --resume"),
         (["sft", "--config", "run.yaml", "--resume", "--overwrite"], "not allowed with argument --resume"),
+        (["train", "--config", "run.yaml", "--recipe", "hh/phi-2/dpo"], "not allowed with argument --config"),
+        (["train", "--recipe", "hh/phi-2/dpo", "--dry-run", "many"], "invalid int value: 'many'"),
         (["train", "--settings", "preference.lr"], "preference.optim.lr"),
     ],
 )
@@ -391,8 +393,9 @@ def test_the_examples_of_training_are_accepted(
         cli.main(*shows)
     assert stop.value.code == cli.PASSED
     assert capsys.readouterr().out.startswith("data: a section, one of source: simulated, ")
+    monkeypatch.setattr("mixlogit_align.alignment.dry_run.dry_run", lambda config, processes: "tried")
     statuses = [cli.main(line) for line in words if line not in shows]
-    assert sorted(statuses) == [cli.PASSED, *[cli.INTERRUPTED] * (len(examples) - 2)]
+    assert sorted(statuses) == [cli.PASSED, cli.PASSED, *[cli.INTERRUPTED] * (len(examples) - 3)]
 
 
 RESULT = RunResult(
@@ -492,3 +495,79 @@ def test_two_processes_train_and_speak_with_one_voice(config: Path) -> None:
     told = [line.partition(":")[0] for line in first[1].splitlines()]
     assert told[-4:] == ["data", "preference", "strength", "run folder"]
     assert json.loads((config.parent / "run" / "run.json").read_text())["processes"] == 2
+
+
+# --- recipes and dry runs ------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_run(runs: Runs) -> None:
+    words = ["train", "--recipe", "hh/llama-3.2-1b/gamma-frozen", "--resume", "--out", "elsewhere"]
+    assert cli.main(words) == cli.INTERRUPTED
+    (call,) = runs.calls
+    assert (call["config"].name, call["config"].out) == ("hh/llama-3.2-1b/gamma-frozen", "elsewhere")
+    assert call["resume"]
+
+
+@pytest.mark.parametrize(
+    ("command", "given"), [("train", ["seed"]), ("sft", ["preference", "seed"])], ids=["train", "sft"]
+)
+def test_a_recipe_is_shown_with_where_each_line_is_from(
+    command: str, given: list[str], runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [command, "--recipe", "prism/pythia-2.8b/gamma", "--seed", "7"]
+    assert cli.main([*words, "--print-config"]) == cli.PASSED
+    shown = capsys.readouterr().out
+    assert "max_length: 128 # [paper App. E]" in [" ".join(line.split()) for line in shown.splitlines()]
+    assert [line.partition(":")[0] for line in shown.splitlines() if line.endswith("# [given]")] == given
+    (tmp_path / "run.yaml").write_text(shown)
+    assert cli.main(words) == cli.main([command, "--config", str(tmp_path / "run.yaml")]) == cli.INTERRUPTED
+    assert [call["config"] for call in runs.calls] == [runs.calls[0]["config"]] * 2
+
+
+def test_a_recipe_without_a_name_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--recipe"])
+    assert stop.value.code == cli.PASSED
+    listed = capsys.readouterr().out
+    assert [word for word in ("prism ", "phi-2 ", "gamma-lr1e-3 ") if word not in listed] == []
+
+
+def test_an_unknown_recipe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--recipe", "hh/pythia/dpo"]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "`--recipe hh/pythia-2.8b/dpo`" in error
+    assert one_line(error)
+
+
+def test_a_dry_run_writes_nothing(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(config.parent.iterdir())
+    assert cli.main(["train", "--config", str(config), "--dry-run", "2"]) == cli.PASSED
+    told = capsys.readouterr().out
+    assert told.startswith("dry run of tiny\n")
+    assert "memory, estimated for 2 processes" in told
+    assert sorted(config.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--dry-run", "3"], "sft.batch_size"),
+        (["--dry-run", "--preference.strength.family", "cauchy"], "expected one of point, lognormal, gamma"),
+        (["--model={kind: pretrained, path: some/one}", "--dry-run"], "model.path of a dry run: got 'some/one'"),
+        (["--dry-run", "--preference.strength", "{family: lognormal}", "--preference.integration.rule=closed_form"],
+         "`rule: closed_form` for a strength of `family: lognormal`"),
+    ],
+    ids=["processes", "setting", "model", "rule"],
+)  # fmt: skip
+def test_a_dry_run_refuses_what_a_run_would(
+    config: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--config", str(config), *more]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert message in error
+    assert one_line(error)
+
+
+def test_a_dry_run_is_one_process(config: Path, second: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--config", str(config), "--dry-run"]) == cli.USAGE
+    assert "--dry-run: got torchrun" in capsys.readouterr().err
