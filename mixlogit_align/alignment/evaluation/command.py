@@ -140,7 +140,7 @@ def as_text(found: Evaluated) -> str:
     """What was found, for a terminal."""
     evaluation, parts = found.evaluation, []
     head = (
-        f"{evaluation.name}: {evaluation.overall.num_pairs} pairs, standard errors by {evaluation.clusters}, "
+        f"{evaluation.name}: {evaluation.overall.num_pairs} pairs, standard errors over {evaluation.clusters}, "
         f"{evaluation.level:.0%} intervals"
     )
     if evaluation.left_out:
@@ -209,8 +209,8 @@ def _attribute(
 ) -> str:
     rows = [[attribute, "pairs", "clusters", *metrics]]
     for kinds, title in (
-        (("micro", "macro", "cell"), None),
-        (("small", "macro_all"), f"fewer than {minimum} clusters:"),
+        (("micro", "macro", "macro_all", "cell"), None),
+        (("small",), f"fewer than {minimum} clusters:"),
         (("missing",), "unknown:"),
     ):
         chosen = [average for average in averages if average.kind in kinds]
