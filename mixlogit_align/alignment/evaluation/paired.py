@@ -113,9 +113,10 @@ def gains(
 
     The interval resamples whole clusters, the same for both policies and all averages, and is bias-corrected and
     accelerated. As every bootstrap it is too short where clusters are few, at ten still visibly: Student's interval on
-    the standard error is then the safer one, and the test the safest. The test flips the sign of each cluster's pull on the gain: exact where, without a true gain, a
-    cluster's pull is as likely positive as negative, and else right in large samples, without need of equal cluster
-    sizes (Canay, Romano and Shaikh 2017). Both are of the pairs at hand: they say nothing of another seed's policy.
+    the standard error is then safer, and the test the safest. The test flips the sign of each cluster's pull on the
+    gain: exact where, without a true gain, a cluster's pull is as likely positive as negative, and else right in large
+    samples, without need of equal cluster sizes (Canay, Romano and Shaikh 2017). All are of the pairs at hand: they say
+    nothing of the policy that another seed would give.
 
     Parameters
     ----------
