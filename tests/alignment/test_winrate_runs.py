@@ -26,6 +26,7 @@ from mixlogit_align.alignment.winrate.generation import (
     sample_prompts,
 )
 from mixlogit_align.alignment.winrate.judges import RewardJudge
+from mixlogit_align.cli import main
 from mixlogit_align.errors import InvalidInputError
 from tests.alignment.chat_server import serving, verdict
 from tests.alignment.processes import tiny_policy, tiny_run
@@ -264,3 +265,60 @@ def test_policy_against_a_file_is_refused(runs: tuple[Path, Path], tmp_path: Pat
 def test_endpoint_without_a_model_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="--judge-model"):
         make_judge("http://127.0.0.1:1/v1")
+
+
+# --- the command ---
+
+
+def test_command_tells_the_cost_and_the_rates_and_goes_on(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(lambda *_: verdict("A")) as server:
+        words = [
+            "winrate", str(runs[1]), "--opponent", str(runs[0]), "--sample", "12", "--temperature", "0",
+            "--max-new-tokens", "8", "--replications", "20", "--judge", server.url, "--judge-model", "local",
+            "--no-key",
+            "--input-price", "1", "--output-price", "2", "--out", str(tmp_path / "results"),
+        ]  # fmt: skip
+        assert main(words) == 0
+        first, sent = capsys.readouterr().out, len(server.requests)
+        assert main(words) == 0
+        assert len(server.requests) == sent
+    assert f"{sent} requests to come, 0 answered before" in first
+    assert "cost at most about" in first
+    assert "win rate 50.00 %" in first
+    assert "DPO against SFT, judged by local (both)" in first
+    assert f"0 requests to come, {sent} answered before" in capsys.readouterr().out
+
+
+def test_command_without_a_key_ends_before_anything_is_made(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MIXLOGIT_TEST_KEY", raising=False)
+    words = ["winrate", str(runs[1]), "--judge", "http://127.0.0.1:9/v1", "--judge-model", "local"]
+    assert main([*words, "--key-variable", "MIXLOGIT_TEST_KEY", "--out", str(tmp_path / "out")]) == 1
+    assert "environment variable MIXLOGIT_TEST_KEY: got nothing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        pytest.param(["absent", "--judge", "absent.json"], "absent.json", id="no annotations"),
+        pytest.param(["absent", "--judge", "http://host/v1"], "--judge-model", id="no model"),
+        pytest.param(
+            ["absent", "--judge", "http://host/v1?key=x", "--judge-model", "m"], "url", id="a key in the address"
+        ),
+        pytest.param(
+            ["absent", "--judge", "http://host/v1", "--judge-model", "m", "--no-key", "--budget", "1"],
+            "budget",
+            id="no prices",
+        ),
+        pytest.param(["absent", "--judge", "reward:absent"], "absent", id="no run"),
+    ],
+)
+def test_wrong_usage_of_the_command_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["winrate", *words]) == 2
+    assert message in capsys.readouterr().err

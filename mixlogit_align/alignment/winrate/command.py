@@ -148,7 +148,7 @@ def judge_run(
         made = generate(
             policy_of(path), sample_prompts(load_data(config.data).split("eval"), sample, seed),
             config.tokenization, generation, name=_name(path), source=config.data.source, device=device,
-            cache=folder / f"{side}.jsonl", progress=progress,
+            cache=folder / f"{side}.jsonl", progress=_named(progress, f"answers of the {side}"),
         )  # fmt: skip
         how[side] = {
             **made.settings, "sample": sample, "sample_seed": seed, "num_unfinished": made.num_unfinished,
@@ -201,7 +201,7 @@ def make_judge(
     device: str = "cpu",
     **endpoint: Any,
 ) -> Callable[[Path], Judge]:
-    """A judge by the words of a command line.
+    """A judge by the words of a command line; what is wrong with it is told before any response is generated.
 
     Parameters
     ----------
@@ -222,7 +222,9 @@ def make_judge(
     Raises
     ------
     InvalidInputError
-        As `read_stored_judge` and `EndpointConfig`; for an endpoint without a model.
+        As `read_stored_judge`, `RewardModel` and `EndpointConfig`; for an endpoint without a model.
+    EndpointError
+        If there is no key.
     """
     if spec.startswith(("http://", "https://")):
         if not endpoint.get("model"):
@@ -230,14 +232,15 @@ def make_judge(
                 explain("judge", got="an endpoint without a model", expected="one", hint="--judge-model NAME")
             )
         config = EndpointConfig(url=spec, **endpoint)
-        return lambda folder: EndpointJudge(
-            endpoint=config, order=order, seed=seed, budget=budget, cache=folder / "answers.jsonl"
-        )
+        config.require_key()
+        asked = EndpointJudge(endpoint=config, order=order, seed=seed, budget=budget)
+        return lambda folder: dataclasses.replace(asked, cache=folder / "answers.jsonl")
     if spec.startswith("reward:"):
         from mixlogit_align.alignment.hf_reward import RewardModel
 
         path = spec.removeprefix("reward:")
-        return lambda _: RewardJudge(name=path, score=RewardModel(path, device=device))
+        rewarded = RewardJudge(name=path, score=RewardModel(path, device=device))
+        return lambda _: rewarded
     stored = read_stored_judge(spec)
     return lambda _: stored
 
@@ -286,6 +289,13 @@ def as_text(found: JudgedRun) -> str:
             f"{used['output_tokens']} out{cost}"
         )
     return "\n".join([*lines, f"written to {found.out}"]) + "\n"
+
+
+def _named(progress: Progress | None, task: str) -> Progress | None:
+    """The progress of one task under another name."""
+    if progress is None:
+        return None
+    return lambda _, done, total, metrics: progress(task, done, total, metrics)
 
 
 def _told(judge: EndpointJudge, pairs: Any) -> str:

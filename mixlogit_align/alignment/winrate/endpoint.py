@@ -110,6 +110,28 @@ class EndpointConfig:
             "both or neither",
         )
 
+    def require_key(self) -> None:
+        """See that the environment variable of the key holds one.
+
+        Raises
+        ------
+        EndpointError
+            Without showing what it holds.
+        """
+        if self.key_variable is None:
+            return
+        key = os.environ.get(self.key_variable, "")
+        # a key that no header may hold would be shown by the errors about it
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise EndpointError(
+                explain(
+                    f"environment variable {self.key_variable}",
+                    got="a text with blanks or characters that no key has" if key else "nothing",
+                    expected=f"the key of {self.url}",
+                    hint=f"`export {self.key_variable}=...`, or key_variable=None (--no-key) where none is asked for",
+                )
+            )
+
     def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
         """What is sent for a conversation."""
         seed = {} if self.seed is None else {"seed": self.seed}
@@ -180,18 +202,8 @@ class Endpoint:
         self._client: httpx.Client | None = None
 
     def __enter__(self) -> Endpoint:
+        self.config.require_key()
         variable = self.config.key_variable
-        key = None if variable is None else os.environ.get(variable, "")
-        # a key that no header may hold would be shown by the errors about it
-        if key is not None and not (key.isascii() and key.isprintable() and key and " " not in key):
-            raise EndpointError(
-                explain(
-                    f"environment variable {variable}",
-                    got="a text with blanks or characters that no key has" if key else "nothing",
-                    expected=f"the key of {self.config.url}",
-                    hint=f"`export {variable}=...`, or key_variable=None for an endpoint that asks for none",
-                )
-            )
         self._client = httpx.Client(
             timeout=self.config.timeout_seconds,
             auth=None if variable is None else _Bearer(variable),
