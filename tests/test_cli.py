@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-COMMANDS = ["demo", "simulate", "study", "fit", "sft", "train", "report"]
+COMMANDS = ["demo", "simulate", "study", "fit", "sft", "train", "winrate", "report"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"]])
@@ -74,7 +74,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["simulate", "study", "fit"])
+@pytest.mark.parametrize("command", ["simulate", "study", "fit", "winrate"])
 def test_the_examples_of_help_are_accepted(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
@@ -89,7 +89,7 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         cli.main(["--help"])
     text = capsys.readouterr().out
-    wanted = ["demo", "simulate", "study", "fit", "sft", "train", "report", "examples:", "130 interrupted"]
+    wanted = [*COMMANDS, "examples:", "130 interrupted"]
     assert [word for word in wanted if word not in text] == []
 
 
