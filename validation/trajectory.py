@@ -10,6 +10,7 @@ cores.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -71,7 +72,8 @@ def start(size: int, config: AlignmentConfig, killed: Killed | None = None) -> N
     try:
         work(run, config, killed, seconds=300.0)
     except Exception:
-        if killed is None or (Path(config.out) / "policy").exists():
+        # the killed process had no time to say that it ended
+        if killed is None or json.loads((Path(config.out) / "run.json").read_text())["status"] != "running":
             raise
 
 
@@ -172,7 +174,8 @@ def main() -> int:
         f"{STEPS} steps of each stage in batches of {BATCH} over {ROWS} rows, float32, RMSprop at 1e-4 for policy and "
         "strength, LogNormal strength by Monte Carlo with 16 draws a pair. Two processes are two ranks of a gloo group "
         "with the policy sharded by FSDP2. A killed run gets SIGKILL at a random step and has a checkpoint every ten. "
-        "A difference is relative to the largest value the metric takes in its stage.",
+        "A difference is relative to the largest value that the metric takes in its stage; that of the strength's "
+        "gradient norm, which is what terms of both signs leave over, to the largest loss.",
         "transformers",
     )
     chance = random.Random(0)
