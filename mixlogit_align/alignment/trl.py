@@ -161,7 +161,7 @@ class MixDPOTrainer(DPOTrainer):
             raise InvalidInputError(
                 explain("outputs", got="a call for logits", expected="the loss alone", hint="`evaluate` for metrics")
             )
-        self.beta = self.mixing.summary()["mean"]  # what TRL multiplies log-ratios with in its own metrics
+        # TRL's own loss is left alone; its forward passes are wanted, and its metrics
         with _outputs(model) as policy, _outputs(self.ref_model) as reference:
             super().compute_loss(model, inputs)
         chosen, rejected = policy[0].log_probs.sum(1).chunk(2)
@@ -318,7 +318,8 @@ class MixDPOTrainer(DPOTrainer):
             "distributed training": (kind, kind in ("NO", "MULTI_CPU", "MULTI_GPU"), "one process, or DDP"),
             "parallelism of the model": (
                 "tensor, expert or sharded parallelism",
-                self.accelerator.parallelism_config is None and not self.is_distributed_loading_by_transformers,
+                self.accelerator.parallelism_config is None
+                and not getattr(self, "is_distributed_loading_by_transformers", False),
                 "a whole model on every process",
             ),
             "accelerator_config": (
