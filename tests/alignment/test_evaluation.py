@@ -360,6 +360,13 @@ def test_ties_count_one_half_on_either_side():
     assert (first.num_pairs, first.predicted, first.observed) == (2, 0.5, 0.5)
 
 
+def test_choices_that_are_certain_are_calibrated_without_chance():
+    """Rounding may take the logarithm of a mean of ones above 0."""
+    found = evaluate(bare(np.full(20, 800.0), loglik=np.full(20, 2e-16))).calibration
+    errors = (found.brier, found.expected_calibration_error, found.expected_by_chance)
+    assert errors == pytest.approx((0.0, 0.0, 0.0), abs=1e-15)
+
+
 @pytest.mark.parametrize("first", [None, [True] * 3], ids=["unknown", "always"])
 def test_the_place_of_a_response_must_be_known_to_go_by_it(first):
     table = with_strength(bare([1.0, 2.0, -1.0], chosen_first=first), dist.Delta(torch.tensor(1.0)))
@@ -618,7 +625,7 @@ def test_an_evaluation_is_written_and_not_scored_again(runs, monkeypatch, tmp_pa
     tasks = []
     found = evaluate_run(
         runs["both"].path, runs["sft"].path, out=tmp_path / "out", num_replications=200,
-        progress=lambda what, done, total: tasks.append(what),
+        progress=lambda task, done, total, metrics: tasks.append(task),
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert record["gains"]["against"] == "sft"
@@ -640,7 +647,7 @@ def test_an_evaluation_is_written_and_not_scored_again(runs, monkeypatch, tmp_pa
 def test_a_run_that_has_not_finished_is_refused(runs, tmp_path):
     config = (runs["both"].path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config)
-    with pytest.raises(InvalidInputError, match="has not finished"):
+    with pytest.raises(InvalidInputError, match="no whole run"):
         run_pairs(tmp_path)
     with pytest.raises(InvalidInputError, match="no such file"):
         run_pairs(tmp_path / "none")

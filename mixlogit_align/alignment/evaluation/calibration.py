@@ -119,7 +119,7 @@ def calibrate(
         raise InvalidInputError(
             explain(table.name, got="no loglik", expected="choice probabilities", hint="a run with a preference stage")
         )
-    predicted, observed = _oriented(table, np.exp(table.loglik), orientation)
+    predicted, observed = _oriented(table, np.exp(table.loglik.clip(max=0.0)), orientation)
     low = 0.5 if orientation == "favoured" else 0.0
     edges = np.linspace(low, 1.0, num_bins + 1)
     if bins == "mass":

@@ -19,6 +19,7 @@ from mixlogit_align.alignment.evaluation.paired import Gain, Gains, gains
 from mixlogit_align.alignment.evaluation.pairs import NonFinite, listed, read_pairs, write_pairs
 from mixlogit_align.alignment.evaluation.scoring import PAIRS, run_pairs
 from mixlogit_align.alignment.evaluation.summary import Evaluation, evaluate
+from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.inference.multiplicity import Adjustment
 
 RESULT = "evaluation.json"
@@ -60,7 +61,7 @@ def evaluate_run(
     mismatched: Literal["refuse", "shared"] = "refuse",
     non_finite: NonFinite = "refuse",
     device: str = "cpu",
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Evaluated:
     """Evaluate a run on its held-out pairs, and write what was found.
 
@@ -81,7 +82,7 @@ def evaluate_run(
     device : str
         Where a policy is scored.
     progress : callable, optional
-        Called as ``progress(what, done, total)``.
+        `mixlogit_align.alignment.RichProgress` draws bars.
 
     Returns
     -------
@@ -94,7 +95,7 @@ def evaluate_run(
     """
 
     def reported(what: str) -> Callable[[int, int], None] | None:
-        return None if progress is None else lambda done, total: progress(what, done, total)
+        return None if progress is None else lambda done, total: progress(what, done, total, {})
 
     paths = [Path(path) for path in (run, against) if path is not None]
     tables = [

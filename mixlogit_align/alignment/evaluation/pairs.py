@@ -48,6 +48,8 @@ NUMBERS = (
 COUNTS = ("chosen_tokens", "rejected_tokens")
 ROWS = ("pair_ids", *TEXTS, "chosen_first", *NUMBERS, *COUNTS)
 TOGETHER = (("policy_chosen", "policy_rejected"), ("reference_chosen", "reference_rejected"), COUNTS)
+# Nats by which the logarithm of a probability of 1 may exceed 0 in float32.
+ROUNDING = 1e-4
 SHOWN = 5  # pairs that an error names
 # Share of the log-probabilities by which their difference may be off, sums in float32 included.
 AGREEMENT = 1e-4
@@ -203,7 +205,7 @@ class PairTable:
             (NUMBERS, np.isfinite, "finite numbers", "`non_finite='leave_out'` to set them aside, or mending the run"),
             (("weights", *COUNTS, "strength_mean"), lambda x: x > 0, "numbers above 0", "leaving out empty rows"),
             (("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "loglik"),
-             lambda x: x <= 0, "logarithms of probabilities, 0 at most", "log-probabilities summed over tokens"),
+             lambda x: x <= ROUNDING, "logarithms of probabilities, 0 at most", "log-probabilities summed over tokens"),
         )  # fmt: skip
         for names, rule, expected, hint in rules:
             for name in names:

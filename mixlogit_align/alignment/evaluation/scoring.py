@@ -201,7 +201,7 @@ def run_pairs(
         raise InvalidInputError(
             explain(
                 str(folder),
-                got="a run that has not finished",
+                got="no whole run: it has not finished, or has no policy/ of its own",
                 expected="policy/ and, of a preference stage, log_ratios.parquet",
                 hint="`mixlogit-align train --resume`, or `export_checkpoint` and its policy in `policy_pairs`",
             )
