@@ -151,6 +151,7 @@ def test_columns_are_those_of_the_leaderboard(shared_data: Path) -> None:
         pytest.param([{**ROW, "preference": True}], "preference=True", id="truth value"),
         pytest.param([{k: v for k, v in ROW.items() if k != "preference"}], "preference='nothing'", id="none"),
         pytest.param([{**ROW, "output_2": None}], "output_2=None", id="missing output"),
+        pytest.param([{**ROW, "input": "more"}], "input='more'", id="a prompt in two fields"),
         pytest.param(
             [ROW, {**ROW, "instruction": "x", "annotator": "other"}], "annotator is '.*', 'other'", id="two judges"
         ),

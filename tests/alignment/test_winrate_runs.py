@@ -202,7 +202,10 @@ def test_run_against_the_policy_it_began_with(runs: tuple[Path, Path]) -> None:
     assert record["win_rate"]["percent"] == found.win_rate.percent
     assert record["generation"]["model"]["generation"]["max_new_tokens"] == 8
     assert set(record["generation"]) == {"model", "opponent"}
-    assert f"win rate {by_hand:.2f} %" in as_text(found)
+    text = as_text(found)
+    assert f"win rate {by_hand:.2f} %" in text
+    # random policies do not end
+    assert "model: 12 of 12 responses reached max_new_tokens without an end" in text
 
 
 def test_run_judged_by_an_endpoint_costs_nothing_again(runs: tuple[Path, Path], tmp_path: Path) -> None:

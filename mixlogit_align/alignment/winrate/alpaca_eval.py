@@ -248,6 +248,9 @@ def _rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
         raise _bad(str(path), f"{type(error).__name__}: {error}", "a JSON file that can be read") from error
     if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):
         raise _bad(str(path), f"a {type(content).__name__}", "a list of one object or more")
+    for i, row in enumerate(content):
+        if row.get("input"):
+            raise _bad(f"{path}, row {i}", f"input={row['input']!r:.40}", "all of the prompt in `instruction`")
     return [(f"{path}, row {i}", row) for i, row in enumerate(content)]
 
 

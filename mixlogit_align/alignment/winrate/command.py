@@ -279,6 +279,13 @@ def as_text(found: JudgedRun) -> str:
             f"at equal lengths {c.value:.2f} % (s.e. {c.standard_error:.2f}; {c.lower:.2f} to {c.upper:.2f}), by the "
             "minimal form of the GLM"
         )
+    for side, how in found.generation.items():
+        total, cut = found.win_rate.num_judged + found.win_rate.num_missing, how["truncation"]["prompts"]["cut"]
+        if how["num_unfinished"] or cut:
+            lines.append(
+                f"{side}: {how['num_unfinished']} of {total} responses reached max_new_tokens without an end, {cut} "
+                "prompts were cut before they were answered (the judge sees them whole)"
+            )
     for fault, seen in found.faults.items():
         lines.append(f"{seen['count']} prompts without a verdict, {fault}: not so that {seen['rule']}")
     if found.usage is not None:
