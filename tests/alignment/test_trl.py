@@ -191,6 +191,17 @@ def test_a_rule_takes_new_draws_with_every_step(policy: str, tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+def test_every_held_out_set_has_its_own_metrics(policy: str, tmp_path: Path) -> None:
+    """Those of a set alone, the last batch having one row; draws are those of step 0 and of the place in the set."""
+    both = trainer(policy, tmp_path, eval_dataset={"five": data(5), "nine": data(9)}, integration=MonteCarlo(16))
+    both.train()
+    together = both.evaluate()
+    alone = {size: both.evaluate(data(count)) for size, count in (("five", 5), ("nine", 9))}
+    names = ("loss", "rewards/margins", "log_ratio/sd", "pair_weight", "logps/rejected", "strength/mean")
+    found = {(size, name): together[f"eval_{size}_{name}"] for size in alone for name in names}
+    assert found == {(size, name): alone[size][f"eval_{name}"] for size in alone for name in names}
+
+
 def test_bfloat16_follows_float32(policy: str, tmp_path: Path) -> None:
     """Products of bfloat16 are off by a relative 0.4 %, and so are log-ratios of a few nats: losses by 0.05 at most."""
     full, half = (trainer(policy, tmp_path / name, {"bf16": name == "half"}) for name in ("full", "half"))
