@@ -37,6 +37,7 @@ PUBLISHED = {
 }
 # The policy computes in bfloat16, its reference in float32: the first loss is log 2 up to that difference.
 BFLOAT16_NOISE = 1e-2
+# How the comments of recipes begin; the first that fits.
 ORIGINS = ("[paper", "[DPO reference code]", "[ours] the package's default", "[ours]")
 
 
@@ -63,13 +64,16 @@ def origin_of(line: str) -> str:
 
 def tell_origins(report: Report, names: list[str]) -> None:
     """How many lines of recipes are from where."""
-    lines = Counter()
+    lines: Counter[str] = Counter()
     for name in names:
         recipe = load_recipe(name)
         lines.update(origin_of(line) for line in recipe.annotated(recipe.config()).splitlines() if "  # " in line)
     report.section("Where the settings are from")
     report.claim("all recipes", "no setting is without its origin", lines[""], lines[""] == 0)
-    rows = [[origin, lines[origin], lines[origin] / lines.total()] for origin in ORIGINS]
+    rows = [
+        [f"{origin} ...]" if origin == "[paper" else origin, lines[origin], lines[origin] / lines.total()]
+        for origin in ORIGINS
+    ]
     report.table("origins", "Settings of all recipes together", ["origin", "settings", "share"], rows)
 
 
