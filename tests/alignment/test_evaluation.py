@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections import Counter
 
 import numpy as np
@@ -642,6 +643,10 @@ def test_an_evaluation_is_written_and_not_scored_again(runs, monkeypatch, tmp_pa
     monkeypatch.setattr(scoring, "policy_pairs", refused)
     again = evaluate_run(tmp_path / "out" / "pairs.parquet", runs["sft"].path, num_replications=200)
     assert again.gains.averages[0].estimates == found.gains.averages[0].estimates
+    config = runs["sft"].path / "config.yaml"
+    os.utime(config, (config.stat().st_atime, config.stat().st_mtime + 3600))
+    with pytest.raises(AssertionError, match="scored again"):
+        run_pairs(runs["sft"].path)
 
 
 def test_a_run_that_has_not_finished_is_refused(runs, tmp_path):

@@ -161,7 +161,7 @@ def as_text(found: Evaluated) -> str:
 
 def _overall(average: Average) -> str:
     rows = [
-        [name, f"{e.value:.4f}", f"{e.standard_error:.4f}", f"{e.lower:.4f} to {e.upper:.4f}"]
+        [name, f"{e.value:.4g}", f"{e.standard_error:.2g}", f"{e.lower:.4g} to {e.upper:.4g}"]
         for name, e in average.estimates.items()
     ]
     return _table([["", "mean", "s.e.", "interval"], *rows])
@@ -170,7 +170,7 @@ def _overall(average: Average) -> str:
 def _calibration(found: Calibration) -> str:
     event = "the favoured response" if found.orientation == "favoured" else "the response shown first"
     rows = [
-        [f"{b.lower:.3f} to {b.upper:.3f}", str(b.num_pairs), f"{b.predicted:.4f}", f"{b.observed:.4f}",
+        [f"{b.lower:.4f} to {b.upper:.4f}", str(b.num_pairs), f"{b.predicted:.4f}", f"{b.observed:.4f}",
          f"{b.gap.value:+.4f}", f"{b.gap.standard_error:.4f}"]
         for b in found.bins
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def _gained(found: Gains) -> Iterator[str]:
     for name, ids in ((found.name, found.only), (found.against, found.only_against)):
         head += f"\n{len(ids)} pairs of {name} alone are in no gain (pair_id {listed(ids)})" if ids else ""
     rows = [
-        [name, f"{g.value:+.4f}", f"{g.standard_error:.4f}", f"{g.lower:+.4f} to {g.upper:+.4f}", _pvalue(g)]
+        [name, f"{g.value:+.4g}", f"{g.standard_error:.2g}", f"{g.lower:+.4g} to {g.upper:+.4g}", _pvalue(g)]
         for name, g in found.averages[0].estimates.items()
     ]
     yield head + "\n" + _table([["", "gain", "s.e.", "interval", "p"], *rows])
@@ -223,7 +223,7 @@ def _attribute(
 
 
 def _estimated(estimate: Any) -> str:
-    return f"{estimate.value:.4f} ({estimate.standard_error:.4f})"
+    return f"{estimate.value:.4g} ({estimate.standard_error:.2g})"
 
 
 def _won(gain: Gain) -> str:
