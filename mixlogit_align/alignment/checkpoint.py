@@ -12,7 +12,7 @@ import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
@@ -51,11 +51,14 @@ class TrainingState:
     optimizer : torch.optim.Optimizer
     extra : mapping of str to Tensor
         Loaded in place; the same on every process.
+    fixed : set of str
+        Names of what in the module never changes, and is not saved.
     """
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    fixed: Set[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +209,7 @@ class Checkpoints:
                 state.optimizer,
                 model_state_dict=tensors["module"],
                 optim_state_dict=tensors["optimizer"],
+                options=StateDictOptions(strict=not state.fixed),
             )
         for own, random in tensors.get("random", {}).items():
             if own == f"cpu{self.world.rank}":
@@ -216,6 +220,7 @@ class Checkpoints:
     def _tensors(self, state: TrainingState) -> dict[str, Any]:
         with _quiet():
             module, optimizer = get_state_dict(state.module, state.optimizer)
+        module = {name: value for name, value in module.items() if name not in state.fixed}
         random = {f"cpu{self.world.rank}": torch.get_rng_state()}
         if self.world.device.type == "cuda":
             random[f"cuda{self.world.rank}"] = torch.cuda.get_rng_state()

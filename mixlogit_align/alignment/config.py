@@ -77,6 +77,39 @@ ModelConfig = NewModel | PretrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Low-rank adapters, trained in place of the policy's weights; see `mixlogit_align.alignment.adapters`.
+
+    Parameters
+    ----------
+    rank : int
+        Of the change that an adapter makes to its layer.
+    alpha : int
+        The change is scaled by ``alpha / rank``.
+    targets : tuple of str
+        Names of the linear layers that get one, e.g. ``q_proj``; "all" alone means every one in the transformer blocks.
+    export : {"merged", "adapter"}
+        What a run leaves: the policy with the changes added to its weights, as ``policy/``; or the adapters alone, as
+        ``adapter/``, for peft to load beside the pretrained model.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ("all",)
+    export: Literal["merged", "adapter"] = "merged"
+
+    def __post_init__(self) -> None:
+        positive(rank=self.rank, alpha=self.alpha)
+        require(
+            len(self.targets) > 0 and (self.targets == ("all",) or "all" not in self.targets),
+            "targets",
+            self.targets,
+            "names of linear layers, or all alone",
+            "`targets: [all]`",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizationConfig:
     """The truncation policy; see `mixlogit_align.alignment.tokenization`.
 
@@ -519,6 +552,8 @@ class AlignmentConfig:
         The data set, by who reads it.
     model : section
         The policy before the first stage.
+    lora : LoRAConfig or None
+        Train adapters in place of the policy's weights.
     tokenization : section
         How many tokens a prompt and a response may have, and what is cut.
     sft, preference : section or None
@@ -541,6 +576,7 @@ class AlignmentConfig:
     name: str = "run"
     data: DataConfig = field(default_factory=SimulatedData)
     model: ModelConfig = field(default_factory=NewModel)
+    lora: LoRAConfig | None = None
     tokenization: TokenizationConfig = field(default_factory=TokenizationConfig)
     sft: StageConfig | None = None
     preference: PreferenceConfig | None = None
@@ -569,6 +605,21 @@ class AlignmentConfig:
             "at least one stage",
             "a section `sft:` or `preference:`",
         )
+        if self.lora is not None:
+            require(
+                self.precision != "bfloat16_parameters",
+                "precision",
+                self.precision,
+                "float32 parameters beside `lora`, whose small changes merged weights in bfloat16 would lose",
+                "`precision: bfloat16`",
+            )
+            require(
+                self.lora.export == "merged" or isinstance(self.model, PretrainedModel),
+                "lora.export",
+                self.lora.export,
+                "merged, for a new model, which is nowhere else for an adapter to be loaded beside",
+                "`export: merged`",
+            )
         if isinstance(self.model, NewModel):
             require(
                 self.model.max_positions >= self.tokenization.max_length,

@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixlogit_align.alignment import adapters
 from mixlogit_align.alignment.alarms import Alarm, find_alarms, non_finite
 from mixlogit_align.alignment.checkpoint import (
     Checkpoints,
@@ -138,6 +139,8 @@ def run_alignment(
                 check_batch_size(stage, settings, world)
         preference_loss = _preference_loss(config, world)
         require_packages(config.tracking)
+        if config.lora is not None:
+            adapters.require_peft()
         folder = RunFolder(config, world)
         status = folder.found(overwrite=overwrite, resume=resume)
         if status == "finished":
@@ -175,7 +178,7 @@ def export_checkpoint(run: str | Path, out: str | Path) -> Path:
     Returns
     -------
     Path
-        ``out/policy``, which ``from_pretrained`` loads.
+        ``out/policy``, which ``from_pretrained`` loads; ``out/adapter`` where the run's ``lora.export`` says so.
 
     Raises
     ------
@@ -188,13 +191,12 @@ def export_checkpoint(run: str | Path, out: str | Path) -> Path:
     with join(config.device, config.precision) as world:
         exported = Run(config, RunFolder(config, world), world, _silent)
         exported.build(resume=True)
-        exported.export(Path(out), _preference_loss(config, world))
-    return Path(out) / "policy"
+        return exported.export(Path(out), _preference_loss(config, world))
 
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage ready to be trained or restored; ``extra`` as of `TrainingState`."""
+    """A stage ready to be trained or restored; ``extra`` and ``fixed`` as of `TrainingState`."""
 
     name: str
     config: StageConfig
@@ -202,11 +204,12 @@ class _Stage:
     groups: Sequence[ParameterGroup]
     optimizer: torch.optim.Optimizer
     extra: Mapping[str, Tensor]
+    fixed: Set[str]
 
     @property
     def state(self) -> TrainingState:
         """What a checkpoint holds of it."""
-        return TrainingState(module=self.objective, optimizer=self.optimizer, extra=self.extra)
+        return TrainingState(module=self.objective, optimizer=self.optimizer, extra=self.extra, fixed=self.fixed)
 
 
 class Run:
@@ -258,10 +261,14 @@ class Run:
             hf.require_vocabulary(own, self.tokenizer)
         self.policy = self._sharded(model, self.precision)
         hf.load_weights(self.policy.policy, config.model, world.device, _dtype(self.precision))
+        base = {}
+        if config.lora is not None:  # checkpoints are without the base
+            base = {"base": hf.fingerprint(self.policy.policy, world=world)["weights"]}
+            adapters.add_adapters(self.policy.policy, config.lora, config.seed)
         self.checkpoints = Checkpoints(
             self.folder.path / "checkpoints",
             keep=config.checkpoint.keep,
-            identity={"data": data_hash, "model": model_fingerprint(self.policy)},
+            identity={"data": data_hash, "model": model_fingerprint(self.policy), **base},
             world=world,
         )
         self.reached = self.checkpoints.latest() if resume else None
@@ -270,8 +277,6 @@ class Run:
 
     def stages(self, preference_loss: MixDPOLoss | None) -> RunResult:
         """Train what is left to train, and write what it became."""
-        from mixlogit_align.alignment import hf
-
         config = self.config
         self.checkpoints.sweep()
         self.folder.write("data.json", self.data_record)
@@ -291,7 +296,7 @@ class Run:
                 self._train(stage, self.rows, self._restore(stage))
             if config.preference is not None and preference_loss is not None:
                 strength, truth = self._preference(self._preference_stage(config.preference, preference_loss))
-        hf.export(self.policy.policy, self.tokenizer, self.folder.path / "policy", self.world)
+        self._export(self.folder.path)
         return RunResult(
             path=self.folder.path,
             name=config.name,
@@ -302,10 +307,8 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    def export(self, out: Path, preference_loss: MixDPOLoss | None) -> None:
-        """Write the policy of the last checkpoint, and the strength beside it."""
-        from mixlogit_align.alignment import hf
-
+    def export(self, out: Path, preference_loss: MixDPOLoss | None) -> Path:
+        """Write the policy of the last checkpoint, and the strength beside it; returns the policy's folder."""
         if self.reached is None:
             raise InvalidInputError(
                 explain(
@@ -326,7 +329,21 @@ class Run:
             if self.world.is_main:
                 out.mkdir(parents=True, exist_ok=True)
                 write_durably(out / "strength.json", json.dumps(self._strength_record(stage), indent=2) + "\n")
+        return self._export(out)
+
+    def _export(self, out: Path) -> Path:
+        """Write the policy into ``out``, or the adapters alone where that is what is asked for."""
+        from mixlogit_align.alignment import hf
+
+        lora, model = self.config.lora, self.config.model
+        if lora is not None and lora.export == "adapter":
+            assert isinstance(model, PretrainedModel)
+            adapters.export_adapters(self.policy.policy, lora, model.path, out / "adapter", self.world)
+            return out / "adapter"
+        if lora is not None:
+            adapters.merge_adapters(self.policy.policy)
         hf.export(self.policy.policy, self.tokenizer, out / "policy", self.world)
+        return out / "policy"
 
     # --- what is trained -------------------------------------------------------------------------------
 
@@ -369,6 +386,8 @@ class Run:
         if own is not None:
             hf.load_weights(reference.policy, own, self.world.device, _dtype(precision))
             return reference
+        if self.config.lora is not None:
+            adapters.add_adapters(reference.policy, self.config.lora, self.config.seed)
         now = {name: value.float() for name, value in self.policy.state_dict().items()}
         reference.load_state_dict(now, assign=True)
         for buffer in reference.buffers():
@@ -418,7 +437,7 @@ class Run:
         size = config.eval_batch_size
         objective = SFTObjective(self.policy, self.collator, eval_batch_size=size, world=self.world)
         groups = [self._policy_group(config)]
-        return _Stage("sft", config, objective, groups, build_optimizer(groups, config.optim), {})
+        return _Stage("sft", config, objective, groups, build_optimizer(groups, config.optim), {}, self._fixed())
 
     def _preference_stage(self, config: PreferenceConfig, preference_loss: MixDPOLoss) -> _Stage:
         objective = PreferenceObjective(self.policy, preference_loss, self.collator, config=config, world=self.world)
@@ -437,12 +456,19 @@ class Run:
             f"reference/{name}": torch.zeros(len(self.rows[name]), 2, dtype=torch.float64, device=self.world.device)
             for name in SPLITS
         }
-        return _Stage("preference", config, objective, groups, build_optimizer(groups, config.optim), reference)
+        return _Stage(
+            "preference", config, objective, groups, build_optimizer(groups, config.optim), reference, self._fixed()
+        )
+
+    def _fixed(self) -> Set[str]:
+        """Names in a stage's objective of what adapters leave as it is."""
+        named = self.policy.named_parameters(remove_duplicate=False)
+        return {f"policy.{name}" for name, parameter in named if not parameter.requires_grad}
 
     def _policy_group(self, config: StageConfig) -> ParameterGroup:
         return ParameterGroup(
             name="policy",
-            parameters=list(self.policy.parameters()),
+            parameters=[parameter for parameter in self.policy.parameters() if parameter.requires_grad],
             lr=config.optim.lr,
             max_grad_norm=config.optim.max_grad_norm,
         )
