@@ -199,13 +199,15 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
         )
         seconds = time.perf_counter() - begun
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        estimates, counted = {}, None
-        for name, stage in stages.items():
-            responses = 1 if name == "sft" else 2
-            sequences = responses * stage.batch_size // (processes * stage.accumulation)
-            counted = count_pass(_skeleton(known), sequences, config.tokenization.max_length, dtype)
-            estimates[name] = _estimate(config, name, counted, processes, precision)
-    assert counted is not None
+        parts = {
+            name: (1 if name == "sft" else 2) * stage.batch_size // (processes * stage.accumulation)
+            for name, stage in stages.items()
+        }
+        counted = count_pass(_skeleton(known), max(parts.values()), config.tokenization.max_length, dtype)
+        estimates = {
+            name: _estimate(config, name, counted.of(sequences), processes, precision)
+            for name, sequences in parts.items()
+        }
     return DryRun(
         name=config.name,
         model=f"{counted.model} as in {_source(config.model)}",

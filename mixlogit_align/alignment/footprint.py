@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,15 @@ class Pass:
     itemsize: int
     saved_bytes: int
     flops: int
+
+    def of(self, sequences: int) -> Pass:
+        """The pass of another number of sequences, to which its bytes and operations are in proportion."""
+        return replace(
+            self,
+            sequences=sequences,
+            saved_bytes=self.saved_bytes * sequences // self.sequences,
+            flops=self.flops * sequences // self.sequences,
+        )
 
     @property
     def head_flops(self) -> int:

@@ -177,6 +177,10 @@ def test_operations_are_those_of_the_matrices(tmp_path: Path) -> None:
     assert counted.forward_flops() == by_hand + 2 * tokens * hidden * vocabulary
     assert counted.training_flops(recomputed=False) == 3 * counted.forward_flops()
     assert counted.training_flops(recomputed=True) == 3 * counted.forward_flops() + by_hand
+    twice = count_pass(skeleton(settings, tmp_path), 2 * sequences, length, torch.float32)
+    assert dataclasses.replace(counted.of(2 * sequences), saved_bytes=0) == dataclasses.replace(twice, saved_bytes=0)
+    # what all sequences share, such as the angles of positions, is not in proportion
+    assert counted.of(2 * sequences).saved_bytes == pytest.approx(twice.saved_bytes, rel=0.01)
 
 
 def policy_of(settings: dict[str, Any], folder: Path) -> SequenceLogProbs:
