@@ -361,6 +361,10 @@ def _add_winrate(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     judge.add_argument("--judge-model", metavar="NAME", help="the endpoint's name for the model that judges")
     judge.add_argument(
+        "--verdict", choices=["json", "weighted"], default="json",
+        help="a verdict with its reason, or the probability of a letter, as AlpacaEval 2.0 (default: %(default)s)",
+    )  # fmt: skip
+    judge.add_argument(
         "--order", choices=["both", "random"], default="both",
         help="show each pair in both orders, or once in an order by the seed (default: %(default)s)",
     )  # fmt: skip
@@ -646,6 +650,7 @@ def _winrate(options: argparse.Namespace) -> int:
 
     judge = make_judge(
         options.judge,
+        form=options.verdict,
         order=options.order,
         seed=options.seed,
         budget=options.budget,

@@ -28,6 +28,15 @@ def says(content: str | None, finish_reason: str = "stop", refusal: str | None =
     return Reply({"choices": [{"message": message, "finish_reason": finish_reason}], **counted})
 
 
+def letter(**logprobs: float) -> Reply:
+    """One token, with log-probabilities of the likeliest; a leading underscore stands for a blank."""
+    likeliest = [{"token": token.replace("_", " "), "logprob": x} for token, x in logprobs.items()]
+    content = likeliest[0]["token"] if likeliest else "A"
+    reply = says(content, finish_reason="length")
+    reply.body["choices"][0]["logprobs"] = {"content": [{"token": content, "top_logprobs": likeliest}]}
+    return reply
+
+
 def verdict(name: str) -> Reply:
     return says(json.dumps({"reason": "because", "verdict": name}))
 

@@ -28,7 +28,7 @@ from mixlogit_align.alignment.winrate import (
 )
 from mixlogit_align.alignment.winrate.endpoint import RateLimit
 from mixlogit_align.errors import InvalidInputError
-from tests.alignment.chat_server import Reply, Server, says, serving, verdict
+from tests.alignment.chat_server import Reply, Server, letter, says, serving, verdict
 
 KEY = "sk-local-0123456789abcdef"
 VARIABLE = "MIXLOGIT_TEST_KEY"
@@ -106,6 +106,7 @@ def test_texts_cannot_pass_for_each_other() -> None:
         pytest.param(says('```json\n{"verdict": "A"}\n```'), 1.0, id="fenced"),
         pytest.param(says('{"verdict": "B"}', finish_reason="length"), 0.0, id="whole at the limit"),
         pytest.param(says('{"verdict": "B"}', usage=False), 0.0, id="uncounted"),
+        pytest.param(says('{"verdict": "B"}', refusal=""), 0.0, id="empty refusal"),
     ],
 )
 def test_answers_that_are_verdicts(reply: Reply, preference: float) -> None:
@@ -146,6 +147,43 @@ def test_answers_that_are_none_are_counted_by_rule(reply: Reply, fault: str) -> 
     assert (faults[fault]["count"], faults[fault]["first"][0]["prompt"]) == (1, "p1")
 
 
+@pytest.mark.parametrize(
+    ("reply", "preference"),
+    [
+        pytest.param(letter(A=math.log(0.6), B=math.log(0.2), x=math.log(0.1)), 0.75, id="both letters"),
+        pytest.param(letter(A=math.log(0.3), _A=math.log(0.3), B=math.log(0.2)), 0.75, id="with and without a blank"),
+        pytest.param(letter(B=math.log(0.9)), 0.0, id="one letter"),
+    ],
+)
+def test_weighted_verdicts_are_probabilities_of_letters(reply: Reply, preference: float) -> None:
+    with serving(lambda *_: reply) as server:
+        asked_once = {"order": "random", "seed": 2, "form": "weighted"}
+        (found,) = EndpointJudge(endpoint=config(server), **asked_once).judge(pairs(1))
+        (mirrored,) = EndpointJudge(endpoint=config(server), **{**asked_once, "seed": 0}).judge(pairs(1))
+        ((_, body), _) = server.requests
+    assert found.preference == pytest.approx(preference, abs=1e-12)
+    assert mirrored.preference == pytest.approx(1 - preference, abs=1e-12)
+    assert (body["max_tokens"], body["logprobs"], body["top_logprobs"]) == (1, True, 5)
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        pytest.param(letter(Neither=-0.1, x=-3.0), "malformed_verdict", id="no letter"),
+        pytest.param(says("A"), "no_logprobs", id="no log-probabilities"),
+        pytest.param(letter(), "no_logprobs", id="an empty list of them"),
+        pytest.param(says(None, refusal="No."), "refusal", id="refusal"),
+    ],
+)
+def test_weighted_answers_that_are_no_verdicts(reply: Reply, fault: str) -> None:
+    with serving(lambda *_: reply) as server:
+        judge = EndpointJudge(endpoint=config(server), form="weighted")
+        assert [v.fault for v in judge.judge(pairs(2))] == [fault] * 2
+        assert judge.estimate(pairs(3)) == CostEstimate(
+            num_requests=2, num_cached=4, input_tokens=judge.estimate(pairs(3)).input_tokens, output_tokens=2, cost=None
+        )
+
+
 # --- an endpoint that is busy, slow, broken or down ---
 
 
@@ -160,6 +198,8 @@ def test_answers_that_are_none_are_counted_by_rule(reply: Reply, fault: str) -> 
         pytest.param(Reply(b"<html>"), id="no JSON"),
         pytest.param(Reply({"choices": []}), id="no choice"),
         pytest.param(Reply(b"\xff\xfe"), id="no text"),
+        pytest.param(Reply({"choices": [{"message": {"content": "x"}}], "usage": [1]}), id="usage of another type"),
+        pytest.param(Reply([1, 2]), id="a list"),
         pytest.param(Reply({"choices": [{"message": {"content": ["x"]}}]}), id="content of another type"),
         pytest.param(Reply(b"{", headers={"Content-Length": "50"}), id="broken off"),
     ],
@@ -589,6 +629,7 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
     ("settings", "message"),
     [
         pytest.param({"order": "first"}, "both or random", id="order"),
+        pytest.param({"form": "prose"}, "json or weighted", id="form"),
         pytest.param({"budget": 1.0}, "none, without prices", id="budget without prices"),
     ],
 )

@@ -290,7 +290,7 @@ def test_command_tells_the_cost_and_the_rates_and_goes_on(
     assert f"{sent} requests to come, 0 answered before" in first
     assert "cost at most about" in first
     assert "win rate 50.00 %" in first
-    assert "DPO against SFT, judged by local (both)" in first
+    assert "DPO against SFT, judged by local (json, both)" in first
     assert f"0 requests to come, {sent} answered before" in capsys.readouterr().out
 
 

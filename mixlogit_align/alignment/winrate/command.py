@@ -24,7 +24,7 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
     write_outputs,
 )
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig
-from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, Order
+from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, FormName, Order
 from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, policy_of, sample_prompts
 from mixlogit_align.alignment.winrate.judges import Judge, RewardJudge, judge_outputs
 from mixlogit_align.alignment.winrate.length_control import LengthControl, fit_length_control
@@ -195,6 +195,7 @@ def judge_run(
 def make_judge(
     spec: str,
     *,
+    form: FormName = "json",
     order: Order = "both",
     seed: int = 0,
     budget: float | None = None,
@@ -207,7 +208,7 @@ def make_judge(
     ----------
     spec : str
         A file of annotations; ``reward:PATH``, a reward model in Hugging Face format; or the URL of an endpoint.
-    order, seed, budget
+    form, order, seed, budget
         See `EndpointJudge`.
     device : str
         Of a reward model.
@@ -233,7 +234,7 @@ def make_judge(
             )
         config = EndpointConfig(url=spec, **endpoint)
         config.require_key()
-        asked = EndpointJudge(endpoint=config, order=order, seed=seed, budget=budget)
+        asked = EndpointJudge(endpoint=config, form=form, order=order, seed=seed, budget=budget)
         return lambda folder: dataclasses.replace(asked, cache=folder / "answers.jsonl")
     if spec.startswith("reward:"):
         from mixlogit_align.alignment.hf_reward import RewardModel

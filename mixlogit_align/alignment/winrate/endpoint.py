@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import math
 import os
 import random
@@ -132,8 +131,8 @@ class EndpointConfig:
                 )
             )
 
-    def body(self, messages: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """What is sent for a conversation."""
+    def body(self, messages: Sequence[Mapping[str, str]], **options: Any) -> dict[str, Any]:
+        """What is sent for a conversation; ``options`` go beside the settings, or replace them."""
         seed = {} if self.seed is None else {"seed": self.seed}
         return {
             "model": self.model,
@@ -141,6 +140,7 @@ class EndpointConfig:
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
             **seed,
+            **options,
         }
 
     def cost(self, input_tokens: float, output_tokens: float) -> float | None:
@@ -234,7 +234,8 @@ class Endpoint:
         -------
         dict
             ``content`` (str), ``refusal`` (str or None), ``finish_reason`` (str or None), ``input_tokens`` and
-            ``output_tokens`` (int, as the endpoint counts them, or None).
+            ``output_tokens`` (int, as the endpoint counts them, or None), ``top_logprobs`` (pairs of token and
+            log-probability at the first place, or None).
 
         Raises
         ------
@@ -259,9 +260,9 @@ class Endpoint:
             else:
                 status = response.status_code
                 if status == 200:
-                    answer = _answer(response)
+                    answer = _answer(response, self.hide)
                     if answer is not None:
-                        return {k: self.hide(v) if isinstance(v, str) else v for k, v in answer.items()}
+                        return answer
                 seen = self.hide(f"status {status}: {response.text}")[:200]
                 if status in UNUSABLE or 300 <= status < 400:
                     raise EndpointError(
@@ -292,23 +293,27 @@ class Endpoint:
         return longest * self._jitter.uniform(0.5, 1.0)
 
 
-def _answer(response: httpx.Response) -> dict[str, Any] | None:
-    """The parts of an answer that are kept; None where it is not one."""
+def _answer(response: httpx.Response, hide: Callable[[str], str]) -> dict[str, Any] | None:
+    """The parts of an answer that are kept, their texts without the key; None where it is not one."""
     try:
         content = response.json()
         choice = content["choices"][0]
         message, usage = choice["message"], content.get("usage") or {}
-        text, refusal = message.get("content"), message.get("refusal")
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, AttributeError):
+        text, refusal, reason = message.get("content"), message.get("refusal") or None, choice.get("finish_reason")
+        counts = usage.get("prompt_tokens"), usage.get("completion_tokens")
+        first = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs")
+        likeliest = first and [[hide(str(each["token"])), float(each["logprob"])] for each in first]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
-    if not isinstance(text, str | None) or not isinstance(refusal, str | None):
+    if not all(isinstance(each, str | None) for each in (text, refusal, reason)):
         return None
     return {
-        "content": text or "",
-        "refusal": refusal,
-        "finish_reason": choice.get("finish_reason"),
-        "input_tokens": usage.get("prompt_tokens"),
-        "output_tokens": usage.get("completion_tokens"),
+        "content": hide(text or ""),
+        "refusal": refusal and hide(refusal),
+        "finish_reason": reason,
+        "input_tokens": counts[0],
+        "output_tokens": counts[1],
+        "top_logprobs": likeliest or None,
     }
 
 

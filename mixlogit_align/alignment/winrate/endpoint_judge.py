@@ -18,12 +18,13 @@ from mixlogit_align.alignment.winrate.cache import AnswerCache, fingerprint
 from mixlogit_align.alignment.winrate.endpoint import Endpoint, EndpointConfig, EndpointError, NoAnswer
 from mixlogit_align.alignment.winrate.judges import Verdict, no_verdict
 from mixlogit_align.alignment.winrate.pairs import ResponsePair
-from mixlogit_align.alignment.winrate.verdicts import INSTRUCTIONS, messages, read_verdict
+from mixlogit_align.alignment.winrate.verdicts import FORMS, messages, read_verdict
 from mixlogit_align.errors import explain
 
 CHARACTERS_PER_TOKEN = 4.0  # of English text, roughly
 GIVE_UP_AFTER = 5  # requests in a row without an answer: the endpoint is down, and waiting for each takes hours
 Order = Literal["both", "random"]
+FormName = Literal["json", "weighted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class CostEstimate:
     input_tokens : int
         At about four characters a token.
     output_tokens : int
-        At most: ``max_tokens`` each.
+        At most: ``max_tokens`` each, one of a weighted verdict.
     cost : float or None
         Of both, in the currency of the prices; None without prices.
     """
@@ -90,6 +91,10 @@ class EndpointJudge:
     Parameters
     ----------
     endpoint : EndpointConfig
+    form : {"json", "weighted"}
+        "json" asks for a reason and a verdict, ties among them, and takes it as certain. "weighted" asks for a letter
+        alone and takes the probability of its token, ``P(A) / (P(A) + P(B))``, as AlpacaEval 2.0 does: finer, for
+        endpoints that tell log-probabilities.
     order : {"both", "random"}
         "both" asks about each pair in both orders and takes the mean; a pair needs both verdicts. "random" asks once,
         in an order fixed by ``seed`` and the pair.
@@ -100,8 +105,8 @@ class EndpointJudge:
         answer is not in it, and is asked again. None keeps answers only while this judge lives.
     budget : float or None
         A cost above which judging does not begin; needs prices.
-    instructions : str
-        To the model; its answer is read by `read_verdict`.
+    instructions : str, optional
+        To the model, in place of the form's own; its answer is read by that form.
 
     Attributes
     ----------
@@ -110,14 +115,16 @@ class EndpointJudge:
     """
 
     endpoint: EndpointConfig
+    form: FormName = "json"
     order: Order = "both"
     seed: int = 0
     cache: str | Path | None = None
     budget: float | None = None
-    instructions: str = INSTRUCTIONS
+    instructions: str | None = None
     usage: Usage | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        require(self.form in FORMS, "form", self.form, "json or weighted", "form='json'")
         require(self.order in ("both", "random"), "order", self.order, "both or random", "order='both'")
         require(
             self.budget is None or self.endpoint.input_price is not None,
@@ -130,8 +137,8 @@ class EndpointJudge:
 
     @property
     def name(self) -> str:
-        """The model, and in which orders it sees a pair."""
-        return f"{self.endpoint.model} ({self.order})"
+        """The model, the form of its verdicts and the orders in which it sees a pair."""
+        return f"{self.endpoint.model} ({self.form}, {self.order})"
 
     def estimate(self, pairs: Sequence[ResponsePair]) -> CostEstimate:
         """What judging these pairs will take; no request is sent."""
@@ -191,9 +198,10 @@ class EndpointJudge:
         else:
             text = json.dumps([self.seed, pair.prompt, pair.response, pair.opponent_response])
             orders = [hashlib.sha256(text.encode()).digest()[0] % 2 == 1]
-        jobs = []
+        form, jobs = FORMS[self.form], []
         for swapped in orders:
-            body = self.endpoint.body(messages(pair, swapped=swapped, instructions=self.instructions))
+            told = messages(pair, swapped=swapped, instructions=self.instructions or form.instructions)
+            body = self.endpoint.body(told, **form.options)
             jobs.append(_Job(key=fingerprint({"url": self.endpoint.url, "body": body}), body=body, swapped=swapped))
         return jobs
 
@@ -202,7 +210,7 @@ class EndpointJudge:
         missing = [job for job in every.values() if answers.get(job.key) is None]
         characters = sum(len(message["content"]) for job in missing for message in job.body["messages"])
         input_tokens = math.ceil(characters / CHARACTERS_PER_TOKEN)
-        output_tokens = len(missing) * self.endpoint.max_tokens
+        output_tokens = sum(job.body["max_tokens"] for job in missing)
         return CostEstimate(
             num_requests=len(missing),
             num_cached=len(every) - len(missing),
@@ -266,7 +274,7 @@ class EndpointJudge:
             if answer is None:
                 none = unanswered[job.key]
                 return no_verdict(none.fault, none.detail)
-            verdict = read_verdict(answer, swapped=job.swapped)
+            verdict = read_verdict(answer, FORMS[self.form], swapped=job.swapped)
             if verdict.fault is not None:
                 return verdict
             preferences.append(verdict.preference)

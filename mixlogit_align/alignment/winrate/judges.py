@@ -21,7 +21,8 @@ FAULTS: Mapping[str, str] = {
     "score_not_finite": "the reward model gives both responses a finite score (a text longer than it takes has none)",
     "refusal": "the judge is willing to judge",
     "truncated": "the judge ends its answer within max_tokens",
-    "malformed_verdict": "the answer is a JSON object whose verdict is A, B, tie or none",
+    "malformed_verdict": "the answer is a verdict in the form asked for",
+    "no_logprobs": "the endpoint gives the log-probabilities that weighted verdicts are made of",
     "rejected_request": "the endpoint accepts the request",
     "no_answer": "the endpoint answers within the retries",
 }
