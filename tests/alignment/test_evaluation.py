@@ -153,6 +153,10 @@ def test_values_that_are_not_finite_can_be_set_aside_and_stay_named():
     assert evaluate(table).left_out == (8,)
 
 
+def test_a_weight_in_the_gradient_may_overflow():
+    assert evaluate(bare([1.0, 1e6], pair_weight=[1.0, math.inf])).overall.num_pairs == 2
+
+
 def test_a_table_comes_back_from_its_file(tmp_path):
     table = some_pairs(30, left_out=(3, 5))
     write_pairs(table, tmp_path / "pairs.parquet", pair_metrics(table))

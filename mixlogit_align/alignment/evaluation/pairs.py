@@ -45,6 +45,8 @@ NUMBERS = (
     "weights", "policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "logratio_diff",
     "loglik", "strength_mean", "pair_weight",
 )  # fmt: skip
+# All but the weight of a pair in the gradient, a ratio that may overflow far out and that no metric needs.
+FINITE = NUMBERS[:-1]
 COUNTS = ("chosen_tokens", "rejected_tokens")
 ROWS = ("pair_ids", *TEXTS, "chosen_first", *NUMBERS, *COUNTS)
 TOGETHER = (("policy_chosen", "policy_rejected"), ("reference_chosen", "reference_rejected"), COUNTS)
@@ -134,7 +136,7 @@ class PairTable:
             Of the class.
         """
         ids = np.asarray(columns["pair_ids"])
-        numbers = [np.asarray(columns[name]) for name in NUMBERS if columns.get(name) is not None]
+        numbers = [np.asarray(columns[name]) for name in FINITE if _known(columns, name)]
         if non_finite == "leave_out" and all(len(columns[name]) == len(ids) for name in ROWS if _known(columns, name)):
             fine = np.logical_and.reduce([np.isfinite(column) for column in numbers] or [ids == ids])
             columns |= {name: _taken(columns[name], np.flatnonzero(fine)) for name in ROWS if _known(columns, name)}
@@ -202,7 +204,7 @@ class PairTable:
 
     def _check_numbers(self) -> None:
         rules: tuple[tuple[Sequence[str], Callable[[Any], Any], str, str], ...] = (
-            (NUMBERS, np.isfinite, "finite numbers", "`non_finite='leave_out'` to set them aside, or mending the run"),
+            (FINITE, np.isfinite, "finite numbers", "`non_finite='leave_out'` to set them aside, or mending the run"),
             (("weights", *COUNTS, "strength_mean"), lambda x: x > 0, "numbers above 0", "leaving out empty rows"),
             (("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected", "loglik"),
              lambda x: x <= ROUNDING, "logarithms of probabilities, 0 at most", "log-probabilities summed over tokens"),
