@@ -6,7 +6,6 @@ import dataclasses
 import re
 
 import pytest
-import yaml
 
 from mixlogit_align.alignment import dump_config, load_config
 from mixlogit_align.alignment.config import (
@@ -45,7 +44,8 @@ def test_every_line_says_where_it_is_from(name: str) -> None:
     config = recipe.config()
     text = recipe.annotated(config)
     assert values_without_origin(text) == []
-    assert yaml.safe_load(text) == yaml.safe_load(dump_config(config))
+    bare = [line.partition("  # ")[0].rstrip() for line in text.splitlines() if line and not line.startswith("#")]
+    assert bare == dump_config(config).splitlines()
     assert [path for path, origin in recipe.origins.items() if not ORIGIN.match(origin)] == []
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
@@ -128,17 +127,13 @@ def load_recipe(name: str) -> Recipe:
             )
         )
     data, model, method = name.split("/")
+    parts = [_part("base"), *map(_part, (f"data/{data}", f"models/{model}", *METHODS[method]))]
     settings: dict[str, Any] = {"out": f"runs/{name}", "name": name}
     origins = {"out": "[ours]", "name": "[ours]"}
-    about = []
-    for part in ("base", f"data/{data}", f"models/{model}", *METHODS[method]):
-        text = _read(f"{part}.yaml")
-        settings = _joined(settings, yaml.safe_load(text))
-        lines = text.splitlines()
-        about.append(lines[0].removeprefix("# "))
-        for path, last in _settings_of(yaml.compose(text)):
-            origins[path] = lines[last].partition("  # ")[2].strip()
-    return Recipe(name=name, about="; ".join(about[1:]), settings=settings, origins=origins)
+    for part in parts:
+        settings = _joined(settings, part.settings)
+        origins |= part.origins
+    return Recipe(name=name, about="; ".join(part.about for part in parts[1:]), settings=settings, origins=origins)
 
 
 def catalogue() -> str:
@@ -152,7 +147,7 @@ def catalogue() -> str:
     for heading, parts in rows:
         text += f"\n{heading}\n"
         for name, files_ in parts.items():
-            words = [_about(file) for file in ([files_] if isinstance(files_, str) else files_)]
+            words = [_part(file).about for file in ([files_] if isinstance(files_, str) else files_)]
             text += f"  {name:<18}  {', '.join(words)}\n"
     return text
 
@@ -164,16 +159,21 @@ def architectures() -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def _folder() -> Traversable:
-    return files(__name__)
-
-
 def _read(file: str) -> str:
-    return _folder().joinpath(*file.split("/")).read_text(encoding="utf-8")
+    return files(__name__).joinpath(*file.split("/")).read_text(encoding="utf-8")
 
 
-def _about(part: str) -> str:
-    return _read(f"{part}.yaml").partition("\n")[0].removeprefix("# ")
+@cache
+def _part(name: str) -> Recipe:
+    """One of the files that recipes are put together from."""
+    text = _read(f"{name}.yaml")
+    lines = text.splitlines()
+    return Recipe(
+        name=name,
+        about=lines[0].removeprefix("# "),
+        settings=yaml.safe_load(text),
+        origins={path: lines[last].partition("  # ")[2].strip() for path, last in _settings_of(yaml.compose(text))},
+    )
 
 
 def _joined(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
