@@ -267,13 +267,14 @@ class Checkpoints:
         except (OSError, RuntimeError, InvalidInputError) as error:
             met = error
         if met is not None and partial is not None:
+            free = shutil.disk_usage(self.folder.parent).free  # torch tells a full disk by a wrong position
             shutil.rmtree(partial, ignore_errors=True)
             kept = self.names()
             met = CheckpointError(
                 explain(
                     f"saving {partial.name.strip('.').removesuffix(PARTIAL)}",
                     got=met if isinstance(met, CheckpointError) else f"{type(met).__name__}: {met}",
-                    expected=f"room for it in {self.folder}",
+                    expected=f"room for it in {self.folder}, where {free} bytes were free",
                     hint="freeing space and resuming the run"
                     + (f" from {kept[-1]}, which is untouched" if kept else ""),
                 )
