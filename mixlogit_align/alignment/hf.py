@@ -1,4 +1,4 @@
-"""Policies and tokenizers of transformers: built small from sizes, loaded, exported. Only this module imports it.
+"""Policies and tokenizers of transformers, which beside this only `hf_reward` imports: built small, loaded, exported.
 
 A pretrained model is built without its weights (`skeleton`), sharded, and only then filled (`load_weights`): each
 process reads its own slice of every weight. `export` gathers one weight at a time. So no process ever holds the model.
