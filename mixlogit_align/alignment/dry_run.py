@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mixlogit_align.alignment.adapters import add_adapters, require_peft
 from mixlogit_align.alignment.config import AlignmentConfig, ModelConfig, NewModel, PretrainedModel, StageConfig
 from mixlogit_align.alignment.data.config import CommunityData, DataConfig, HHData, PrismData, SimulatedData
 from mixlogit_align.alignment.data.synthetic import WORDS, write_synthetic
@@ -186,6 +187,8 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
     for name, stage in stages.items():
         check_batch_size(name, stage, World(size=processes))
     require_packages(config.tracking)
+    if config.lora is not None:
+        require_peft()
     device, precision = _usable(config.device), resolved(config.precision, config.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -203,7 +206,10 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
             name: (1 if name == "sft" else 2) * stage.batch_size // (processes * stage.accumulation)
             for name, stage in stages.items()
         }
-        counted = count_pass(_skeleton(known), max(parts.values()), config.tokenization.max_length, dtype)
+        policy = _skeleton(known)
+        if config.lora is not None:
+            add_adapters(policy, config.lora, config.seed)
+        counted = count_pass(policy, max(parts.values()), config.tokenization.max_length, dtype)
         estimates = {
             name: _estimate(config, name, counted.of(sequences), processes, precision)
             for name, sequences in parts.items()
@@ -306,6 +312,7 @@ def _estimate(config: AlignmentConfig, name: str, counted: Pass, processes: int,
         accumulated=stage.accumulation > 1,
         recomputed=config.activation_checkpointing,
         together=torch.device(config.device).type != "cpu",
+        adapted=config.lora is not None,
     )
     recomputed = config.activation_checkpointing
     step_flops = counted.training_flops(recomputed=recomputed) * processes * stage.accumulation

@@ -78,13 +78,15 @@ class Pass:
         return self.flops + self.head_flops
 
     def training_flops(self, *, recomputed: bool) -> int:
-        """Of a training step's pass: forward, and twice that backward.
+        """Of a training step's pass: forward, as much again for what gradients pass through, and for what is trained.
 
         The head's logits are computed twice where they do not fit into one chunk, and with ``recomputed`` activations
         everything is.
         """
         chunked = self.sequences * self.length > CHUNK_LOGITS // self.vocab_size
-        return 3 * self.forward_flops() + recomputed * self.flops + chunked * self.head_flops
+        forward = self.forward_flops()
+        trained = forward * self.trained // self.parameters
+        return 2 * forward + trained + recomputed * self.flops + chunked * self.head_flops
 
 
 @torch.no_grad()
@@ -204,6 +206,7 @@ def training_memory(
     accumulated: bool = False,
     recomputed: bool = False,
     together: bool = False,
+    adapted: bool = False,
 ) -> Memory:
     """Memory of a training step on each process.
 
@@ -241,11 +244,14 @@ def training_memory(
         Whether activations are.
     together : bool
         Whether the optimiser steps all parameters at once, as torch does on a GPU, instead of one by one.
+    adapted : bool
+        Whether adapters are trained, which every process has whole: their gradients and state are not shared.
     """
+    trained = stored * counted.trained // (1 if adapted else processes)
     shares = {
         "parameters": stored * counted.parameters // processes,
-        "gradients": stored * counted.trained // processes,
-        "optimizer": STATES[optim.name] * stored * counted.trained // processes,
+        "gradients": trained,
+        "optimizer": STATES[optim.name] * trained,
     }
     gathered = 0
     if sharded:
@@ -259,7 +265,7 @@ def training_memory(
         activations = activations // counted.num_blocks + inputs
     chunk = min(tokens, max(CHUNK_LOGITS // counted.vocab_size, 1))
     logits = chunk * counted.vocab_size * (counted.itemsize + LOGIT_COPIES * FLOAT32)
-    if not sharded:
+    if not sharded and not adapted:
         logits += 2 * stored * counted.hidden_size * counted.vocab_size
     begin = gathered + activations + logits + accumulated * shares["gradients"]
     end = (1 + together) * shares["gradients"]

@@ -16,7 +16,7 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from mixlogit_align.alignment import footprint, hf, logratios
-from mixlogit_align.alignment.config import AlignmentConfig, OptimConfig, PretrainedModel
+from mixlogit_align.alignment.config import AlignmentConfig, LoRAConfig, OptimConfig, PretrainedModel
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import CommunityData, HHData, PrismData
 from mixlogit_align.alignment.data.synthetic import write_synthetic
@@ -104,6 +104,17 @@ def test_a_model_from_sizes_is_counted_at_its_real_size(small: AlignmentConfig) 
     assert found.parameters == layers * block + 2 * hidden + 2 * vocabulary * hidden
     assert found.stages["preference"].steps == 512
     assert found.stages["preference"].stage_flops > 512 * found.stages["preference"].step_flops
+
+
+def test_adapters_are_what_is_trained(small: AlignmentConfig) -> None:
+    hidden, layers, rank = 256, 6, 4
+    plain, adapted = dry_run(small), dry_run(dataclasses.replace(small, lora=LoRAConfig(rank=rank)))
+    # A and B of the four linear layers of a GPT-NeoX block: H to 3H, H to H, H to 4H, 4H to H
+    numbers = layers * rank * (4 + 2 + 5 + 5) * hidden
+    assert adapted.parameters == plain.parameters + numbers
+    memory = adapted.stages["preference"].memory
+    assert (memory.gradients, memory.optimizer) == (4 * numbers, 8 * numbers)
+    assert adapted.stages["preference"].step_flops < plain.stages["preference"].step_flops
 
 
 def test_what_it_cannot_know_it_says(small: AlignmentConfig) -> None:
