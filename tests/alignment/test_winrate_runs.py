@@ -16,7 +16,14 @@ from mixlogit_align.alignment.config import PreferenceConfig, PretrainedModel, T
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.data.schema import Comparison, Message
-from mixlogit_align.alignment.winrate import Outputs, read_annotations, read_leaderboard, read_outputs, write_outputs
+from mixlogit_align.alignment.winrate import (
+    JudgeError,
+    Outputs,
+    read_annotations,
+    read_leaderboard,
+    read_outputs,
+    write_outputs,
+)
 from mixlogit_align.alignment.winrate.command import as_text, judge_run, make_judge
 from mixlogit_align.alignment.winrate.generation import (
     GenerationConfig,
@@ -28,7 +35,7 @@ from mixlogit_align.alignment.winrate.generation import (
 from mixlogit_align.alignment.winrate.judges import RewardJudge
 from mixlogit_align.cli import main
 from mixlogit_align.errors import InvalidInputError
-from tests.alignment.chat_server import serving, verdict
+from tests.alignment.chat_server import says, serving, verdict
 from tests.alignment.processes import tiny_policy, tiny_run
 
 TOKENIZATION = TokenizationConfig(max_length=48, max_prompt_length=24)
@@ -245,6 +252,13 @@ def test_files_of_outputs_are_judged_by_stored_annotations(tmp_path: Path) -> No
     text = as_text(found)
     assert "1 prompts without a verdict, not_annotated" in text
     assert json.loads((found.out / "winrate.json").read_text())["controlled"] is None
+
+
+def test_judge_without_any_verdict_is_told_with_its_faults(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with serving(lambda *_: says("I would rather not.")) as server:
+        judge = make_judge(server.url, model="local", key_variable=None)
+        with pytest.raises(JudgeError, match=r"malformed_verdict: 12 \(first: I would rather not\.\)"):
+            judge_run(runs[1], runs[0], judge, sample=12, generation=GREEDY, out=tmp_path)
 
 
 def test_run_that_does_not_name_its_supervised_policy_needs_an_opponent(runs: tuple[Path, Path]) -> None:

@@ -17,7 +17,15 @@ from mixlogit_align.alignment.winrate.command import JudgedRun, judge_run, make_
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig, EndpointError
 from mixlogit_align.alignment.winrate.endpoint_judge import CostEstimate, EndpointJudge, Usage
 from mixlogit_align.alignment.winrate.generation import Generated, GenerationConfig, generate, sample_prompts
-from mixlogit_align.alignment.winrate.judges import Judge, Judged, RewardJudge, TableJudge, Verdict, judge_outputs
+from mixlogit_align.alignment.winrate.judges import (
+    Judge,
+    Judged,
+    JudgeError,
+    RewardJudge,
+    TableJudge,
+    Verdict,
+    judge_outputs,
+)
 from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights, fit_length_control
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_outputs
 from mixlogit_align.alignment.winrate.preferences import Preferences, WinRate, win_rate
@@ -40,6 +48,7 @@ __all__ = [
     "GenerationConfig",
     "Judge",
     "Judged",
+    "JudgeError",
     "JudgedRun",
     "LengthControl",
     "LengthWeights",

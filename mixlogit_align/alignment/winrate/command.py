@@ -36,7 +36,7 @@ from mixlogit_align.alignment.winrate.uncertainty import (
     bootstrap_win_rates,
     sign_flip,
 )
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
 
 RESULT = "winrate.json"
 
@@ -130,6 +130,8 @@ def judge_run(
         As `generate`, `pair_outputs` and `sample_prompts`; where no opponent is given and none is known.
     EndpointError
         As `EndpointJudge.judge`.
+    JudgeError
+        Where the judge has no verdict on any prompt.
     """
     run = Path(run)
     config = None if run.is_file() else load_config(run / "config.yaml")
@@ -164,8 +166,9 @@ def judge_run(
     if told is not None and isinstance(judge, EndpointJudge):
         told(_told(judge, pair_outputs(ours, theirs)))
     judged = judge_outputs(judge, ours, theirs, progress)
+    judged.require_a_verdict()
     table = judged.preferences
-    control, why = _controlled(table)
+    control, controlled, why = _controlled(table, num_replications, seed)
     write_annotations(folder / "annotations.json", judged.pairs, table, judge.name, control=control)
     write_leaderboard(folder / "leaderboard.csv", {table.model: leaderboard_row(table, control)})
     usage = judge.usage if isinstance(judge, EndpointJudge) else None
@@ -176,12 +179,7 @@ def judge_run(
         win_rate=table.win_rate(),
         interval=bootstrap_win_rates([table], num_replications=num_replications, seed=seed).win_rate(table.model),
         test=sign_flip(table, seed=seed),
-        controlled=None
-        if control is None
-        else bootstrap_win_rates(
-            [table], length_control=True, inverse_penalty=control.inverse_penalty,
-            num_replications=num_replications, seed=seed,
-        ).win_rate(table.model),
+        controlled=controlled,
         not_controlled=why,
         faults=judged.faults(),
         generation=how,
@@ -315,12 +313,22 @@ def _told(judge: EndpointJudge, pairs: Any) -> str:
     )
 
 
-def _controlled(table: Preferences) -> tuple[LengthControl | None, str | None]:
-    """The length control of a table, or why there is none."""
+def _controlled(
+    table: Preferences, num_replications: int, seed: int
+) -> tuple[LengthControl | None, Estimate | None, str | None]:
+    """The length control of a table and its uncertainty, or why there is none."""
     try:
-        return fit_length_control(table), None
-    except InvalidInputError as error:
-        return None, str(error)
+        control = fit_length_control(table)
+        found = bootstrap_win_rates(
+            [table],
+            length_control=True,
+            inverse_penalty=control.inverse_penalty,
+            num_replications=num_replications,
+            seed=seed,
+        )
+    except (InvalidInputError, ConvergenceError) as error:
+        return None, None, str(error)
+    return control, found.win_rate(table.model), None
 
 
 def _began_with(run: Path, config: AlignmentConfig | None) -> Path:

@@ -14,7 +14,7 @@ from scipy.special import expit
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_outputs
 from mixlogit_align.alignment.winrate.preferences import Preferences
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 FAULTS: Mapping[str, str] = {
     "not_annotated": "the table has a preference between these two responses to this prompt",
@@ -27,6 +27,10 @@ FAULTS: Mapping[str, str] = {
     "no_answer": "the endpoint answers within the retries",
 }
 FIRST = 5  # faults of each rule that are named
+
+
+class JudgeError(MixlogitError, RuntimeError):
+    """A judge has no verdict on any pair."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +89,27 @@ class Judged:
     preferences: Preferences
     pairs: list[ResponsePair]
     verdicts: list[Verdict]
+
+    def require_a_verdict(self) -> None:
+        """Refuse a judge who has none at all.
+
+        Raises
+        ------
+        JudgeError
+            With the faults, and the first of each.
+        """
+        if not self.preferences.judged.any():
+            seen = [
+                f"{name}: {each['count']} (first: {each['first'][0]['detail']})" for name, each in self.faults().items()
+            ]
+            raise JudgeError(
+                explain(
+                    f"verdicts on {self.preferences.model!r} against {self.preferences.opponent!r}",
+                    got="; ".join(seen),
+                    expected="some verdicts",
+                    hint="another judge, or other settings of it",
+                )
+            )
 
     def faults(self) -> dict[str, dict[str, Any]]:
         """By rule: what the rule is, how many verdicts broke it, and the first of them."""
