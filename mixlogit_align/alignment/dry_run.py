@@ -125,10 +125,11 @@ class DryRun:
         rate = f"{self.flops_per_second / 1e12:.3g} TFLOP/s"
         times = []
         for stage, found in self.stages.items():
-            whole = "unknown: the number of comparisons is not among the settings"
+            whole = "how many steps is unknown: the number of comparisons is not among the settings"
             if found.steps is not None and found.stage_flops is not None:
-                whole = f"{self.hours(found.stage_flops):.3g} hours for up to {found.steps} steps, evaluations included"
-            times.append(f"  {stage:<12} {found.step_flops / 1e12:.4g} TFLOP a step; at the least {whole}")
+                hours = f"{self.hours(found.stage_flops):.3g} hours"
+                whole = f"about {hours} for up to {found.steps} steps, evaluations included"
+            times.append(f"  {stage:<12} {found.step_flops / 1e12:.4g} TFLOP a step; {whole}")
         return "\n".join(
             [
                 f"dry run of {self.name}",

@@ -119,7 +119,7 @@ def test_adapters_are_what_is_trained(small: AlignmentConfig) -> None:
 
 def test_what_it_cannot_know_it_says(small: AlignmentConfig) -> None:
     data = HHData(path="nowhere")
-    assert "unknown: the number of comparisons" in str(dry_run(dataclasses.replace(small, data=data)))
+    assert "how many steps is unknown" in str(dry_run(dataclasses.replace(small, data=data)))
 
 
 @pytest.mark.parametrize(
