@@ -177,6 +177,11 @@ def test_columns_of_anyones_table_become_attributes(tmp_path):
     assert (table.name, table.levels("age")) == ("mine", ("30", None))
 
 
+def test_attributes_can_be_added_by_pair():
+    table = bare([1.0, 2.0], groups=[{"age": "30"}, {"age": "40"}]).with_groups({1: {"sex": "f", "age": "41"}, 7: {}})
+    assert (table.attributes, table.levels("sex"), table.levels("age")) == (("age", "sex"), (None, "f"), ("30", "41"))
+
+
 @pytest.mark.parametrize(
     ("column", "message"),
     [

@@ -180,6 +180,20 @@ class PairTable:
         require_known([attribute], self.attributes, f"attributes of {self.name}")
         return tuple(groups.get(attribute) for groups in self.groups or ())
 
+    def with_groups(self, groups: Mapping[int, Mapping[str, str]]) -> PairTable:
+        """The same pairs with more attributes, of which those of an earlier name replace it.
+
+        Parameters
+        ----------
+        groups : mapping
+            pair_id -> attribute -> level, also of pairs that are not here; pairs that it lacks keep what they have.
+        """
+        before = self.groups or [{}] * len(self)
+        ids = self.pair_ids.tolist()
+        return dataclasses.replace(
+            self, groups=[{**own, **groups.get(pair, {})} for pair, own in zip(ids, before, strict=True)]
+        )
+
     def take(self, rows: Integers) -> PairTable:
         """The pairs in these rows, in their order."""
         columns = {name: value for name in ROWS if (value := getattr(self, name)) is not None}
