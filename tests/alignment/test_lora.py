@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from mixlogit_align.alignment import AlignmentConfig, export_checkpoint, hf, run_alignment, sequence_logprobs
 from mixlogit_align.alignment.adapters import add_adapters, merge_adapters
+from mixlogit_align.alignment.checkpoint import Checkpoints, Position, TrainingState
 from mixlogit_align.alignment.config import LoRAConfig, NewModel, OptimConfig, PretrainedModel
 from mixlogit_align.errors import InvalidInputError
-from tests.alignment.processes import largest_differences, on_ranks, tiny_policy, tiny_run, train, trajectory
+from tests.alignment.processes import largest_differences, on_ranks, tiny_policy, tiny_run, trajectory
 
 RANK, SCALE = 3, 2.0
 LORA = LoRAConfig(rank=RANK, alpha=6)
@@ -155,11 +156,29 @@ def test_a_float32_reference_has_the_adapters_of_the_first_stage(policies, tmp_p
     assert (one - before).abs().mean() > 0.1
 
 
-def test_two_processes_train_as_one(policies, alone, tmp_path):
-    on_ranks(2, train, config(tmp_path, policies["gemma"], activation_checkpointing=True))
+def train_and_train_with_a_break(unbroken: AlignmentConfig, broken: AlignmentConfig) -> None:
+    run_alignment(unbroken)
+    save = Checkpoints.save
+
+    def save_and_stop(self: Checkpoints, state: TrainingState, position: Position) -> None:
+        save(self, state, position)
+        if (position.stage, position.step) == ("preference", 2):
+            raise KeyboardInterrupt  # on every process at once
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_alignment(broken)
+    run_alignment(broken, resume=True)
+
+
+def test_two_processes_train_as_one_and_resume(policies, alone, tmp_path):
+    both = [config(tmp_path / name, policies["gemma"], activation_checkpointing=True) for name in ("one", "other")]
+    on_ranks(2, train_and_train_with_a_break, *both)
+    assert trajectory(tmp_path / "other") == trajectory(tmp_path / "one")
     # as in test_distributed: sums in another order
-    assert max(largest_differences(trajectory(alone["gemma"]), trajectory(tmp_path)).values()) < 1e-5
-    one, other = weights(alone["gemma"]), weights(tmp_path)
+    assert max(largest_differences(trajectory(alone["gemma"]), trajectory(tmp_path / "one")).values()) < 1e-5
+    one, other = weights(alone["gemma"]), weights(tmp_path / "one")
     # AdamW moves each number by up to 1e-2 a step; where its gradient is rounding alone, the direction is too
     distances = [float((one[name] - other[name]).norm() / one[name].norm()) for name in one]
     assert max(distances) < 1e-3
