@@ -134,6 +134,7 @@ WINRATE_EXAMPLES = """examples:
   mixlogit-align winrate runs/gamma --opponent runs/dpo --sample 200 --judge reward:FOLDER
   mixlogit-align winrate runs/gamma --judge https://HOST/v1 --judge-model NAME --key-variable JUDGE_KEY \\
     --input-price 2.5 --output-price 10 --budget 5 --requests-per-minute 60
+  mixlogit-align winrate runs/gamma --judge reward:FOLDER --compare runs/dpo/winrate-sft
   mixlogit-align winrate ours.json --opponent theirs.json --judge annotations.json
 
 exit status: 0 done; 1 the endpoint cannot be used, or the budget does not suffice; 2 wrong usage, settings or data;
@@ -339,6 +340,10 @@ def _add_winrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--opponent", metavar="RUN", type=Path,
         help="a run, a policy, or a file of outputs (default: the policy that RUN's preference stage began with)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", metavar="RESULTS", type=Path,
+        help="folder of results of another run against this opponent: the difference, paired by prompt",
     )  # fmt: skip
     parser.add_argument("--sample", metavar="N", type=int, default=425, help="held-out prompts (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
@@ -677,6 +682,7 @@ def _winrate(options: argparse.Namespace) -> int:
                 batch_size=options.batch_size,
                 seed=options.seed,
             ),
+            compare=options.compare,
             num_replications=options.replications,
             out=options.out,
             device=options.device,

@@ -25,6 +25,7 @@ from mixlogit_align.alignment.winrate import (
     write_outputs,
 )
 from mixlogit_align.alignment.winrate.command import as_text, judge_run, make_judge
+from mixlogit_align.alignment.winrate.comparison import compare_results
 from mixlogit_align.alignment.winrate.generation import (
     GenerationConfig,
     _respond,
@@ -252,6 +253,62 @@ def test_files_of_outputs_are_judged_by_stored_annotations(tmp_path: Path) -> No
     text = as_text(found)
     assert "1 prompts without a verdict, not_annotated" in text
     assert json.loads((found.out / "winrate.json").read_text())["controlled"] is None
+
+
+def results(folder: Path, name: str, values: list[float], judge: str = "people", them: str = "them") -> Path:
+    """A folder of results: one model's preferences over 'them', prompts in an order of its own."""
+    folder.mkdir()
+    rows = [
+        {"instruction": f"p{i}", "output_1": them * (1 + i % 3), "generator_1": "them", "output_2": "x" * (i % 5),
+         "generator_2": name, "annotator": judge, "preference": 1 + value}
+        for i, value in enumerate(values)
+    ]  # fmt: skip
+    (folder / "annotations.json").write_text(json.dumps(rows if name == "ours" else rows[::-1]))
+    return folder
+
+
+def test_two_models_against_one_opponent_are_paired_by_prompt(tmp_path: Path) -> None:
+    base = np.linspace(0.1, 0.7, 12)
+    ours, other = results(tmp_path / "a", "ours", list(base + 0.25)), results(tmp_path / "b", "other", list(base))
+    found = compare_results(ours, other, num_replications=50)
+    assert (found.model, found.other, found.opponent) == ("ours", "other", "them")
+    # every prompt differs by the same: no resample can change it, and only two of 2^12 patterns are as far
+    d = found.difference
+    assert (d.value, d.lower, d.upper) == pytest.approx((25.0, 25.0, 25.0), abs=1e-9)
+    assert found.test.test.pvalue == 2 / 2**12
+    # both have the same lengths
+    assert found.controlled is not None
+    assert found.controlled.value > 0
+    turned = compare_results(other, ours, num_replications=50)
+    assert turned.difference.value == pytest.approx(-25.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"judge": "machine"}, "judges of .*'people' and 'machine'", id="another judge"),
+        pytest.param({"them": "Them"}, "the opponent's responses of .*'them' and 'Them'", id="other responses"),
+        pytest.param({"values": [0.5] * 13}, "1 of 'other' alone", id="other prompts"),
+    ],
+)
+def test_results_that_are_not_comparable_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    ours = results(tmp_path / "a", "ours", [0.5] * 12)
+    other = results(tmp_path / "b", "other", **{"values": [0.5] * 12, **changes})
+    with pytest.raises(InvalidInputError, match=message):
+        compare_results(ours, other)
+
+
+def test_command_compares_with_earlier_results(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"sample": 12, "generation": GREEDY, "num_replications": 20}
+    other = judge_run(runs[0], runs[0], longer, out=tmp_path / "other", **settings)
+    found = judge_run(runs[1], runs[0], longer, out=tmp_path / "ours", compare=other.out, **settings)
+    # a model against itself is at 50 %
+    assert found.compared.difference.value == pytest.approx(found.win_rate.percent - 50.0, abs=1e-9)
+    assert "less SFT, paired: " in as_text(found)
+    record = json.loads((tmp_path / "ours" / "winrate.json").read_text())
+    assert record["compared"]["test"]["test"]["pvalue"] == found.compared.test.test.pvalue
 
 
 def test_judge_without_any_verdict_is_told_with_its_faults(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
     write_outputs,
 )
 from mixlogit_align.alignment.winrate.command import JudgedRun, judge_run, make_judge
+from mixlogit_align.alignment.winrate.comparison import PairedComparison, compare_results
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig, EndpointError
 from mixlogit_align.alignment.winrate.endpoint_judge import CostEstimate, EndpointJudge, Usage
 from mixlogit_align.alignment.winrate.generation import Generated, GenerationConfig, generate, sample_prompts
@@ -53,6 +54,7 @@ __all__ = [
     "LengthControl",
     "LengthWeights",
     "Outputs",
+    "PairedComparison",
     "Preferences",
     "ResponsePair",
     "RewardJudge",
@@ -62,6 +64,7 @@ __all__ = [
     "Verdict",
     "WinRate",
     "bootstrap_win_rates",
+    "compare_results",
     "fit_length_control",
     "generate",
     "judge_outputs",

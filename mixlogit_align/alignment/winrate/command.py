@@ -23,6 +23,7 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
     write_leaderboard,
     write_outputs,
 )
+from mixlogit_align.alignment.winrate.comparison import ANNOTATIONS, PairedComparison, compare_results
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig
 from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, FormName, Order
 from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, policy_of, sample_prompts
@@ -37,6 +38,7 @@ from mixlogit_align.alignment.winrate.uncertainty import (
     sign_flip,
 )
 from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
+from mixlogit_align.inference import SignFlip
 
 RESULT = "winrate.json"
 
@@ -57,6 +59,8 @@ class JudgedRun:
         The length-controlled win rate, by the minimal form of the GLM, with refitted intervals.
     not_controlled : str or None
         Why there is none.
+    compared : PairedComparison or None
+        With another model against the same opponent.
     faults : dict
         Prompts without a verdict, by rule; see `Judged.faults`.
     generation : dict
@@ -74,6 +78,7 @@ class JudgedRun:
     test: SignFlipComparison
     controlled: Estimate | None
     not_controlled: str | None
+    compared: PairedComparison | None
     faults: dict[str, Any]
     generation: dict[str, Any]
     usage: dict[str, Any] | None
@@ -88,6 +93,7 @@ def judge_run(
     sample: int = 425,
     seed: int = 0,
     generation: GenerationConfig | None = None,
+    compare: str | Path | None = None,
     num_replications: int = 1000,
     out: str | Path | None = None,
     device: str = "cpu",
@@ -110,6 +116,8 @@ def judge_run(
     sample, seed : int
         How many held-out prompts of the run's data, and which; see `sample_prompts`. Not used where ``run`` is a file.
     generation : GenerationConfig, optional
+    compare : path, optional
+        A folder of results of another model against this opponent, see `compare_results`.
     num_replications : int
         Of the bootstrap.
     out : path, optional
@@ -169,7 +177,7 @@ def judge_run(
     judged.require_a_verdict()
     table = judged.preferences
     control, controlled, why = _controlled(table, num_replications, seed)
-    write_annotations(folder / "annotations.json", judged.pairs, table, judge.name, control=control)
+    write_annotations(folder / ANNOTATIONS, judged.pairs, table, judge.name, control=control)
     write_leaderboard(folder / "leaderboard.csv", {table.model: leaderboard_row(table, control)})
     usage = judge.usage if isinstance(judge, EndpointJudge) else None
     found = JudgedRun(
@@ -181,6 +189,9 @@ def judge_run(
         test=sign_flip(table, seed=seed),
         controlled=controlled,
         not_controlled=why,
+        compared=None
+        if compare is None
+        else compare_results(folder, compare, num_replications=num_replications, seed=seed),
         faults=judged.faults(),
         generation=how,
         usage=None if usage is None else dataclasses.asdict(usage),
@@ -250,15 +261,15 @@ def as_json(found: JudgedRun) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(each) for name, each in value.items()}
+        if isinstance(value, SignFlip):
+            return plain(value._asdict())
         if isinstance(value, list | tuple):
             return [plain(each) for each in value]
         if isinstance(value, Path):
             return str(value)
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    record = dataclasses.asdict(found)
-    record["test"]["test"] = found.test.test._asdict()
-    return {name: plain(value) for name, value in record.items() if name != "out"}
+    return {name: plain(value) for name, value in dataclasses.asdict(found).items() if name != "out"}
 
 
 def as_text(found: JudgedRun) -> str:
@@ -278,6 +289,12 @@ def as_text(found: JudgedRun) -> str:
             f"at equal lengths {c.value:.2f} % (s.e. {c.standard_error:.2f}; {c.lower:.2f} to {c.upper:.2f}), by the "
             "minimal form of the GLM"
         )
+    if found.compared is not None:
+        paired = found.compared
+        equal = "" if paired.controlled is None else f", at equal lengths {_points(paired.controlled)}"
+        lines.append(
+            f"less {paired.other}, paired: {_points(paired.difference)}, p = {paired.test.test.pvalue:.4g}{equal}"
+        )
     for side, how in found.generation.items():
         total, cut = found.win_rate.num_judged + found.win_rate.num_missing, how["truncation"]["prompts"]["cut"]
         if how["num_unfinished"] or cut:
@@ -295,6 +312,10 @@ def as_text(found: JudgedRun) -> str:
             f"{used['output_tokens']} out{cost}"
         )
     return "\n".join([*lines, f"written to {found.out}"]) + "\n"
+
+
+def _points(found: Estimate) -> str:
+    return f"{found.value:+.2f} points ({found.lower:+.2f} to {found.upper:+.2f})"
 
 
 def _named(progress: Progress | None, task: str) -> Progress | None:
