@@ -138,6 +138,13 @@ def test_what_the_run_would_refuse_is_refused(
         dry_run(dataclasses.replace(small, **more), processes=processes)
 
 
+def test_a_model_that_the_run_would_refuse_is_refused(small: AlignmentConfig, tmp_path: Path) -> None:
+    capped = shrunk("google/gemma-2b", 128, 2, 1000) | {"model_type": "gemma2"}  # which caps its logits
+    (tmp_path / "config.json").write_text(json.dumps(capped))
+    with pytest.raises(InvalidInputError, match="logits that its head does not give"):
+        dry_run(dataclasses.replace(small, model=PretrainedModel(path=str(tmp_path))))
+
+
 @pytest.mark.parametrize(
     "data",
     [
