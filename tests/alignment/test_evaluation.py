@@ -317,10 +317,11 @@ def test_a_macro_average_without_a_large_level_is_unknown():
         ({"metrics": ["margin/total"]}, "margin/"),
         ({"minimum": 1}, "minimum"),
         ({"num_bins": 0}, "num_bins"),
+        ({"level": 95.0}, "level"),
         ({"bins": "count"}, "'count'"),
         ({"orientation": "chosen"}, "'chosen'"),
     ],
-    ids=["attribute", "metric", "minimum", "num_bins", "bins", "orientation"],
+    ids=["attribute", "metric", "minimum", "num_bins", "level", "bins", "orientation"],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
@@ -638,8 +639,8 @@ def test_an_evaluation_is_written_and_not_scored_again(runs, monkeypatch, tmp_pa
         progress=lambda task, done, total, metrics: tasks.append(task),
     )  # fmt: skip
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert record["gains"]["against"] == "sft"
-    assert record["evaluation"]["averages"][0]["num_pairs"] == 60
+    assert record["averages"][0]["num_pairs"] == 60
+    assert json.loads((tmp_path / "out" / "gains-over-sft.json").read_text())["against"] == "sft"
     assert "resampling" in tasks
     assert read_pairs(tmp_path / "out" / "pairs.parquet").name == "both"
     text = as_text(found)

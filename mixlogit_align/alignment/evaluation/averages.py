@@ -15,7 +15,7 @@ from scipy.stats import t as student
 
 from mixlogit_align.alignment.evaluation.clusters import Clusters
 from mixlogit_align.alignment.evaluation.pairs import Integers, PairTable, Vector
-from mixlogit_align.errors import require_count
+from mixlogit_align.errors import InvalidInputError, explain, require_count
 from mixlogit_align.inference import clustered_covariance, standard_errors
 
 Kind = Literal["all", "micro", "macro", "macro_all", "cell", "small", "missing"]
@@ -180,7 +180,14 @@ def average(
     -------
     Average
         NaN over no part, as of a macro average without a cell that is large enough.
+
+    Raises
+    ------
+    InvalidInputError
+        If the level is not between 0 and 1.
     """
+    if not 0.0 < level < 1.0:
+        raise InvalidInputError(explain("level", got=level, expected="between 0 and 1", hint="0.95"))
     rows = selection.rows
     matrix = np.stack(list(values.values()), axis=1)
     means, scores = part_means(selection, matrix, weights)

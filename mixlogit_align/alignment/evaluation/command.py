@@ -23,6 +23,7 @@ from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.inference.multiplicity import Adjustment
 
 RESULT = "evaluation.json"
+GAINS = "gains-over-{}.json"  # the other's folder, or its file's stem
 COLUMNS = 4  # metrics beside each other in a terminal
 
 
@@ -36,7 +37,8 @@ class Evaluated:
     gains : Gains or None
         None without another run.
     out : Path
-        Has ``evaluation.json`` and, pair by pair, ``pairs.parquet``.
+        Has ``evaluation.json``, pair by pair ``pairs.parquet``, and for each run that it was held against
+        ``gains-over-NAME.json``, NAME being that of its folder.
     """
 
     evaluation: Evaluation
@@ -118,8 +120,10 @@ def evaluate_run(
         )  # fmt: skip
     if (folder / PAIRS).resolve() != paths[0].resolve():
         write_pairs(tables[0], folder / PAIRS, pair_metrics(tables[0]))
-    record = {"evaluation": as_json(evaluation), "gains": as_json(found)}
-    write_durably(folder / RESULT, json.dumps(record, indent=1, allow_nan=False) + "\n")
+    write_durably(folder / RESULT, json.dumps(as_json(evaluation), indent=1, allow_nan=False) + "\n")
+    if found is not None:
+        path = folder / GAINS.format(paths[1].stem if paths[1].is_file() else paths[1].resolve().name)
+        write_durably(path, json.dumps(as_json(found), indent=1, allow_nan=False) + "\n")
     return Evaluated(evaluation=evaluation, gains=found, out=folder)
 
 
