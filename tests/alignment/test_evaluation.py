@@ -459,7 +459,7 @@ def test_subgroups_are_one_family_and_small_ones_are_no_part_of_it():
     found = gains(one, two, num_replications=200, metrics=["accuracy"])
     cells = [a.estimates["accuracy"] for a in found.averages if a.kind == "cell"]
     small = [a.estimates["accuracy"] for a in found.averages if a.kind == "small"]
-    assert (len(cells), len(small)) == (3, 2)
+    assert (len(cells), len(small), found.num_tests) == (3, 2, 3)
     raw = torch.tensor([g.pvalue for g in cells], dtype=torch.float64)
     assert [g.adjusted_pvalue for g in cells] == adjusted_pvalues(raw).tolist()
     assert [(math.isnan(g.pvalue), math.isnan(g.lower), g.standard_error > 0) for g in small] == [
@@ -509,6 +509,9 @@ def test_pairs_of_one_run_alone_are_refused_or_named():
     found = gains(one, two, mismatched="shared", num_replications=200)
     assert (found.only, found.only_against, found.averages[0].num_pairs) == ((1,), (4,), 2)
     assert gain(found).value == 1.5
+    aside = PairTable.of(name="x", non_finite="leave_out", pair_ids=[1, 2, 3], logratio_diff=[0.0, math.nan, 0.0])
+    found = gains(one, aside, mismatched="shared", num_replications=200)
+    assert (found.only, found.left_out) == ((2,), (2,))
     with pytest.raises(InvalidInputError, match="0 of both"):
         gains(one, bare([1.0], pair_ids=[9]), mismatched="shared")
 

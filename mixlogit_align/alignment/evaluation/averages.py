@@ -134,7 +134,7 @@ class Average:
 
     Parameters
     ----------
-    attribute, kind, level
+    attribute, kind, level, label
         Of the selection.
     num_pairs, num_clusters, num_levels : int
         Pairs, clusters they are of, and levels that count alike (1 but for macro averages).

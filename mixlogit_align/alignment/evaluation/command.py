@@ -188,10 +188,14 @@ def _calibration(found: Calibration) -> str:
 def _gained(found: Gains) -> Iterator[str]:
     head = (
         f"gains of {found.name} over {found.against}, paired; {found.num_replications} replications of "
-        f"{found.clusters}; p-values of subgroups adjusted by {found.adjustment}"
+        f"{found.clusters}; p-values of {found.num_tests} subgroups adjusted by {found.adjustment}"
     )
-    for name, ids in ((found.name, found.only), (found.against, found.only_against)):
-        head += f"\n{len(ids)} pairs of {name} alone are in no gain (pair_id {listed(ids)})" if ids else ""
+    for ids, what in (
+        (found.only, f"of {found.name} alone"),
+        (found.only_against, f"of {found.against} alone"),
+        (found.left_out, "with values that are not finite"),
+    ):
+        head += f"\n{len(ids)} pairs {what} are in no gain (pair_id {listed(ids)})" if ids else ""
     rows = [
         [name, f"{g.value:+.4g}", f"{g.standard_error:.2g}", f"{g.lower:+.4g} to {g.upper:+.4g}", _pvalue(g)]
         for name, g in found.averages[0].estimates.items()

@@ -72,9 +72,13 @@ class Gains:
         Clusters below which a selection is not tested.
     adjustment : str
         Of the p-values of the cells, for each metric.
+    num_tests : int
+        Cells in that family.
     num_replications, num_permutations, seed : int
     only, only_against : tuple of int
         pair_ids that one table alone has; they are in no gain.
+    left_out : tuple of int
+        pair_ids that either table has set aside because of values that are not finite.
     averages : tuple of Average
         With `Gain` as estimates.
     """
@@ -85,11 +89,13 @@ class Gains:
     clusters: str
     minimum: int
     adjustment: Adjustment
+    num_tests: int
     num_replications: int
     num_permutations: int
     seed: int
     only: tuple[int, ...]
     only_against: tuple[int, ...]
+    left_out: tuple[int, ...]
     averages: tuple[Average, ...]
 
 
@@ -202,11 +208,13 @@ def gains(
         clusters=str(found_clusters),
         minimum=minimum,
         adjustment=adjustment,
+        num_tests=len(family),
         num_replications=num_replications,
         num_permutations=num_permutations,
         seed=seed,
         only=only,
         only_against=only_against,
+        left_out=tuple(sorted({*table.left_out, *against.left_out})),
         averages=tuple(dataclasses.replace(a, estimates=e) for a, e in zip(plain, found, strict=True)),
     )
 
