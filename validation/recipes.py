@@ -3,7 +3,7 @@
     python validation/recipes.py [--out validation/reports] [--only TEXT]
 
 Runs the dry run of all 108 recipes, or of those whose name has TEXT in it, with every connection refused, and writes
-recipes.json and .md; exits with 1 if a claim fails. About a quarter of an hour on two cores.
+recipes.json and .md; exits with 1 if a claim fails. Some minutes on one core.
 """
 
 from __future__ import annotations

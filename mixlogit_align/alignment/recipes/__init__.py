@@ -4,6 +4,9 @@ A recipe is DATA/MODEL/METHOD, put together from the YAML files beside this one:
 ``models/`` and ``strengths/``, and where the strength is one of MixDPO's, one of ``updates/``. The first line of a file
 says what it is; a comment behind a setting says where the setting is from. No file is read that is not part of the
 package, so that recipes work without a network.
+
+They are the paper's settings, not its results: its Tables 1 and 2 tell different win rates of the same settings, and
+what it leaves open (which comparisons of a data set, how SFT is run) was chosen here.
 """
 
 from __future__ import annotations
