@@ -261,14 +261,15 @@ class Run:
             hf.require_vocabulary(own, self.tokenizer)
         self.policy = self._sharded(model, self.precision)
         hf.load_weights(self.policy.policy, config.model, world.device, _dtype(self.precision))
-        base = {}
-        if config.lora is not None:  # checkpoints are without the base
-            base = {"base": hf.fingerprint(self.policy.policy, world=world)["weights"]}
+        identity = {"data": data_hash}
+        if config.lora is not None:
+            self.base = hf.fingerprint(self.policy.policy, world=world)
+            identity["base"] = self.base["weights"]  # which checkpoints are without
             adapters.add_adapters(self.policy.policy, config.lora, config.seed)
         self.checkpoints = Checkpoints(
             self.folder.path / "checkpoints",
             keep=config.checkpoint.keep,
-            identity={"data": data_hash, "model": model_fingerprint(self.policy), **base},
+            identity={**identity, "model": model_fingerprint(self.policy)},
             world=world,
         )
         self.reached = self.checkpoints.latest() if resume else None
@@ -416,7 +417,9 @@ class Run:
         from mixlogit_align.alignment import hf
 
         own = _reference_model(config)
-        if own is None:
+        if own is None and self.config.lora is not None and self.config.sft is None:
+            names = self.base  # adapters are fresh, and change nothing
+        elif own is None:
             names = hf.fingerprint(self.policy.policy, world=self.world)
         else:
             model = hf.skeleton(own, self.tokenizer, self.config.seed)

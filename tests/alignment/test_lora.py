@@ -141,8 +141,13 @@ def reference(out: Path, policy: str, **changes) -> torch.Tensor:
 
 
 def test_the_reference_is_the_policy_without_fresh_adapters(policies, tmp_path):
-    found = [reference(tmp_path / str(lora), policies["llama"], lora=lora, sft=None) for lora in (None, LORA)]
-    assert torch.equal(*found)
+    adapted = reference(tmp_path / "adapted", policies["llama"], sft=None)
+    plain = reference(tmp_path / "plain", policies["llama"], sft=None, lora=None)
+    assert torch.equal(adapted, plain)
+    # and so one cache serves both
+    shutil.copy(tmp_path / "adapted.parquet", tmp_path / "shared.parquet")
+    assert torch.equal(reference(tmp_path / "shared", policies["llama"], sft=None, lora=None), plain)
+    assert trajectory(tmp_path / "shared") == trajectory(tmp_path / "plain")
 
 
 def test_a_float32_reference_has_the_adapters_of_the_first_stage(policies, tmp_path):
