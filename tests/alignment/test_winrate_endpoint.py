@@ -318,7 +318,7 @@ def test_endpoint_that_is_down_ends_the_judging(status: int, tmp_path: Path) -> 
         judge = EndpointJudge(endpoint=config(server, max_retries=1, concurrency=1), cache=tmp_path / "answers.jsonl")
         with pytest.raises(EndpointError, match="5 requests in a row without an answer"):
             judge.judge(pairs(50))
-        assert len(server.requests) < 20
+        assert len(server.requests) == (10 if status == 500 else 5)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
@@ -327,7 +327,7 @@ def test_useless_key_or_address_ends_the_judging_at_once(status: int) -> None:
         judge = EndpointJudge(endpoint=config(server, concurrency=1))
         with pytest.raises(EndpointError, match=f"status {status}.*{VARIABLE}"):
             judge.judge(pairs(50))
-        assert len(server.requests) <= 2
+        assert len(server.requests) == 1
 
 
 def test_no_server_at_all() -> None:
@@ -480,12 +480,16 @@ def test_interruption_keeps_what_was_answered(tmp_path: Path) -> None:
         if done == 3:
             raise KeyboardInterrupt
 
-    cache = tmp_path / "answers.jsonl"
-    with serving(for_good) as server:
+    def plan(number: int, body: dict[str, Any]) -> Reply:
+        # so that the interruption comes before the end however busy the machine is
+        return Reply(for_good(number, body).body, hang=0.1 if number > 10 and not interrupted else 0.0)
+
+    cache, interrupted = tmp_path / "answers.jsonl", False
+    with serving(plan) as server:
         judge = EndpointJudge(endpoint=config(server, concurrency=1), order="random", cache=cache)
         with pytest.raises(KeyboardInterrupt):
             judge.judge(pairs(40), progress)
-        sent = len(server.requests)
+        sent, interrupted = len(server.requests), True
         assert 3 <= sent < 40
         assert len(cache.read_bytes().splitlines()) == sent
         assert [v.preference for v in judge.judge(pairs(40))] == [1.0] * 40

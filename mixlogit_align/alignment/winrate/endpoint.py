@@ -36,6 +36,13 @@ class NoAnswer(Exception):
         self.fault, self.detail = fault, detail
 
 
+class Stopped(NoAnswer):
+    """A request was not sent, or not again, because all is to end."""
+
+    def __init__(self) -> None:
+        super().__init__("no_answer", "stopped")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EndpointConfig:
     """Where a model answers, and how to ask it.
@@ -240,15 +247,15 @@ class Endpoint:
         Raises
         ------
         NoAnswer
-            If this request is rejected, or gets no answer within the retries.
+            If this request is rejected, or gets no answer within the retries; `Stopped` after `stop`.
         EndpointError
-            If no request can get one: the key, the account or the address is wrong.
+            If no request can get one: the key, the account or the address is wrong. All others are stopped.
         """
         assert self._client is not None, "an Endpoint is a context manager"
         for attempt in range(self.config.max_retries + 1):
             self._turn()
             if self._stopped.is_set():
-                raise NoAnswer("no_answer", "stopped")
+                raise Stopped
             with self._counting:
                 self.num_requests += 1
                 self.num_retries += attempt > 0
@@ -265,6 +272,7 @@ class Endpoint:
                         return answer
                 seen = self.hide(f"status {status}: {response.text}")[:200]
                 if status in UNUSABLE or 300 <= status < 400:
+                    self.stop()
                     raise EndpointError(
                         explain(
                             f"{self.config.url}, model {self.config.model!r}",

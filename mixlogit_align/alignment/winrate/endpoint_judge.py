@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from mixlogit_align.alignment.checks import require
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.winrate.cache import AnswerCache, fingerprint
-from mixlogit_align.alignment.winrate.endpoint import Endpoint, EndpointConfig, EndpointError, NoAnswer
+from mixlogit_align.alignment.winrate.endpoint import Endpoint, EndpointConfig, EndpointError, NoAnswer, Stopped
 from mixlogit_align.alignment.winrate.judges import Verdict, no_verdict
 from mixlogit_align.alignment.winrate.pairs import ResponsePair
 from mixlogit_align.alignment.winrate.verdicts import FORMS, messages, read_verdict
@@ -223,11 +225,12 @@ class EndpointJudge:
         """Fetch the answers to all requests; those that got none, by key."""
         unanswered: dict[str, NoAnswer] = {}
         counts: Counter[str] = Counter()
-        in_a_row, answered = 0, False
         with Endpoint(self.endpoint) as endpoint, ThreadPoolExecutor(self.endpoint.concurrency) as threads:
+            streak = _Streak(endpoint)
 
             def fetch(job: _Job) -> dict[str, Any]:
-                answer = endpoint.complete(job.body)
+                with streak:
+                    answer = endpoint.complete(job.body)
                 answers.put(job.key, answer)
                 return answer
 
@@ -236,20 +239,8 @@ class EndpointJudge:
                 for number, future in enumerate(as_completed(under_way), start=1):
                     try:
                         counts += _tokens(future.result())
-                        in_a_row, answered = 0, True
                     except NoAnswer as none:
                         unanswered[under_way[future].key] = none
-                        # after a first answer a rejection is about its own request
-                        in_a_row = 0 if answered and none.fault == "rejected_request" else in_a_row + 1
-                        if in_a_row == GIVE_UP_AFTER:
-                            raise EndpointError(
-                                explain(
-                                    f"{self.endpoint.url}, model {self.endpoint.model!r}",
-                                    got=f"{in_a_row} requests in a row without an answer ({none.detail})",
-                                    expected="answers",
-                                    hint="again later: the answers so far are in the cache, where there is one",
-                                )
-                            ) from None
                     told(number)
             except BaseException:  # an interruption too: nothing more is asked, and what is under way ends and is kept
                 endpoint.stop()
@@ -279,6 +270,39 @@ class EndpointJudge:
                 return verdict
             preferences.append(verdict.preference)
         return Verdict(preference=sum(preferences) / len(preferences))
+
+
+class _Streak:
+    """Ends the asking after too many requests in a row without an answer; entered around each, from any thread."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint, self._lock = endpoint, threading.Lock()
+        self._length, self._answered = 0, False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Stopped) or not (error is None or isinstance(error, NoAnswer)):
+            return
+        with self._lock:
+            # after a first answer a rejection is about its own request
+            about_itself = error is None or (self._answered and error.fault == "rejected_request")
+            self._answered = self._answered or error is None
+            self._length = 0 if about_itself else self._length + 1
+            too_long = self._length == GIVE_UP_AFTER
+        if error is not None and too_long:
+            self._endpoint.stop()
+            config = self._endpoint.config
+            raise EndpointError(
+                explain(
+                    f"{config.url}, model {config.model!r}",
+                    got=f"{GIVE_UP_AFTER} requests in a row without an answer ({error.detail})",
+                    expected="answers",
+                    hint="again later: the answers so far are in the cache, where there is one",
+                )
+            ) from None
 
 
 def _tokens(answer: Mapping[str, Any]) -> Counter[str]:
