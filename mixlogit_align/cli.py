@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   mixlogit-align study --random "x=lognormal(0, 0.5)" --individuals 300 --situations 10 --out study
   mixlogit-align sft --config run.yaml --out runs/sft  the supervised stage of a configuration
   mixlogit-align train --config run.yaml --preference.optim.lr 1e-6
+  mixlogit-align evaluate runs/gamma --against runs/dpo
   mixlogit-align winrate runs/gamma --judge http://localhost:8000/v1 --judge-model NAME
   mixlogit-align report runs/dpo runs/gamma --out report.html
 
@@ -118,6 +119,24 @@ exit status: 0 done; 1 the run failed; 2 wrong usage, settings or data;
 
 a complete configuration:
 
+"""
+
+EVALUATE = """\
+Tells how far a run prefers what people preferred, on its held-out pairs: margins, accuracy, likelihood and calibration,
+over all pairs and by subgroup, micro and macro, with standard errors by annotator; and, with --against, what it gains
+over another run on the same pairs. RUN is the folder of a finished run, or a Parquet table of pairs. Subgroups of few
+annotators stand apart. Writes evaluation.json, pair by pair pairs.parquet, and with --against gains-over-NAME.json.
+
+Stars: a gain with p below 0.05 (*) or 0.01 (**), of a subgroup adjusted for their number."""
+
+EVALUATE_EXAMPLES = """examples:
+  mixlogit-align evaluate runs/gamma
+  mixlogit-align evaluate runs/gamma --against runs/dpo --by education framing --out gamma-over-dpo
+  mixlogit-align evaluate runs/gamma --metrics margin/sum accuracy --clusters prompt --minimum 20
+  mixlogit-align evaluate ours.parquet --against theirs.parquet --shared --adjustment benjamini_hochberg
+
+exit status: 0 done; 2 wrong usage, no finished run, or pairs that differ; 130 interrupted: a policy that has been
+scored is not scored again
 """
 
 WINRATE = """\
@@ -322,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
         train.set_defaults(run=run)
 
+    _add_evaluate(command("evaluate", "measure preference margins on held-out pairs", EVALUATE, EVALUATE_EXAMPLES))
     _add_winrate(command("winrate", "tell how often a run wins against an opponent", WINRATE, WINRATE_EXAMPLES))
 
     report = command(
@@ -333,6 +353,46 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the first RUN)")
     report.set_defaults(run=_report)
     return parser
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("policy", metavar="RUN", type=Path, help="a run's folder, or a table of pairs")
+    parser.add_argument("--against", metavar="RUN", type=Path, help="another, of the same pairs")
+    parser.add_argument("--by", metavar="ATTRIBUTE", **_MANY, help="subgroups (default: all that the data have)")
+    parser.add_argument(
+        "--metrics", metavar="NAME", **_MANY,
+        help="of margin/sum, margin/avg, margin/reward, log_ratio/margins, accuracy, accuracy/sum and loglik "
+        "(default: all that can be told)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--clusters", choices=["annotator", "prompt", "pair"],
+        help="what is independent of each other (default: annotators where known, else prompts, else pairs)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--minimum", metavar="N", type=int, default=10,
+        help="annotators (or other clusters) below which a subgroup stands apart (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--level", type=float, default=0.95, help="of the intervals (default: %(default)s)")
+    parser.add_argument(
+        "--orientation", choices=["favoured", "shown"], default="favoured",
+        help="calibrate the probability of the response that the policy favours, or that was shown first "
+        "(default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--adjustment", choices=["holm", "benjamini_hochberg"], default="holm",
+        help="of the subgroups' p-values (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--replications", metavar="B", type=int, default=2000, help="of the bootstrap (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
+    parser.add_argument("--shared", action="store_true", help="compare on the pairs of both, where they differ")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="set pairs aside whose values are not finite, and name them"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the results (default: RUN's own)")
+    parser.add_argument("--device", default="cpu", help="where a policy is scored (default: %(default)s)")
+    parser.set_defaults(run=_evaluate)
 
 
 def _add_winrate(parser: argparse.ArgumentParser) -> None:
@@ -646,6 +706,34 @@ def _print_result(config: AlignmentConfig, result: RunResult) -> None:
         )
     for alarm in result.alarms:
         print(f"ALARM {alarm['name']} ({alarm['stage']}, step {alarm['step']}): {alarm['message']}")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from mixlogit_align.alignment import RichProgress
+    from mixlogit_align.alignment.evaluation import as_text, evaluate_run
+
+    with RichProgress() as progress:
+        found = evaluate_run(
+            options.policy,
+            options.against,
+            out=options.out,
+            metrics=options.metrics or None,
+            attributes=options.by or None,
+            clusters=options.clusters,
+            minimum=options.minimum,
+            level=options.level,
+            orientation=options.orientation,
+            adjustment=options.adjustment,
+            num_replications=options.replications,
+            seed=options.seed,
+            mismatched="shared" if options.shared else "refuse",
+            non_finite="leave_out" if options.leave_out else "refuse",
+            device=options.device,
+            progress=progress,
+        )
+    print(as_text(found), end="")
+    print(f"written to {found.out}")
+    return PASSED
 
 
 def _winrate(options: argparse.Namespace) -> int:

@@ -49,7 +49,7 @@ def config(tmp_path: Path) -> Path:
     return tmp_path / "run.yaml"
 
 
-COMMANDS = ["demo", "simulate", "study", "fit", "sft", "train", "winrate", "report"]
+COMMANDS = ["demo", "simulate", "study", "fit", "sft", "train", "evaluate", "winrate", "report"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS), ["--version"]])
@@ -74,7 +74,7 @@ except SystemExit:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("command", ["simulate", "study", "fit", "winrate"])
+@pytest.mark.parametrize("command", ["simulate", "study", "fit", "evaluate", "winrate"])
 def test_the_examples_of_help_are_accepted(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])

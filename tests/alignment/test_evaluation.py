@@ -17,6 +17,7 @@ import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
+from mixlogit_align import cli
 from mixlogit_align.alignment import AlignmentConfig, MixDPOLoss, SequenceLogProbs, hf, load_config, run_alignment
 from mixlogit_align.alignment.config import (
     LearnedUpdate,
@@ -680,3 +681,34 @@ def test_a_run_on_other_data_than_its_settings_give_now_is_refused(runs, tmp_pat
     pyarrow.parquet.write_table(kept.slice(1), tmp_path / "log_ratios.parquet")
     with pytest.raises(InvalidInputError, match="1 pairs that are in log_ratios"):
         run_pairs(tmp_path)
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def test_the_command_tells_and_writes(runs, tmp_path, capsys):
+    paths = [str(runs[name].path) for name in ("both", "sft")]
+    settings = ["--metrics", "margin/sum", "--by", "cohort", "--minimum", "5", "--replications", "200"]
+    assert cli.main(["evaluate", paths[0], "--against", paths[1], *settings, "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "gains of both over sft" in text
+    assert f"written to {tmp_path}" in text
+    record = json.loads((tmp_path / "gains-over-sft.json").read_text())
+    assert list(record["averages"][0]["estimates"]) == ["margin/sum"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN", "--by", "cohrt"], "Try 'cohort'"),
+        (["RUN", "--metrics", "margin"], "unknown column 'margin'"),
+        (["RUN", "--minimum", "1"], "minimum: got 1"),
+        (["nowhere"], "no such file"),
+    ],
+    ids=["attribute", "metric", "minimum", "run"],
+)
+def test_wrong_usage_of_the_command_is_told(runs, tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(runs["both"].path) if word == "RUN" else word for word in arguments]
+    assert cli.main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
