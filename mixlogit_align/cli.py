@@ -176,6 +176,7 @@ preference:
   optim: {name: rmsprop, lr: 1e-3, warmup_steps: 20}
   num_epochs: 2
   eval_every_examples: 512
+  loss: {kind: mixdpo}            # or dpo, ipo, simpo, kto and others, without the next two: see --settings preference
   strength: {family: gamma, update: {kind: learned, lr: 1e-2}}    # or point (DPO), lognormal; frozen, solved
   integration: {rule: best}              # or closed_form, quadrature, monte_carlo
 """
@@ -700,10 +701,9 @@ def _print_result(config: AlignmentConfig, result: RunResult) -> None:
         )
     if result.strength is not None:
         now, first = result.strength, result.strength["initial"]
-        print(
-            f"strength: {now['family']}, "
-            + ", ".join(f"{name} {now[name]:.4f} (at first {first[name]:.4f})" for name in ("mean", "sd"))
-        )
+        at_first = {name: f" (at first {value:.4f})" for name in ("mean", "sd") if (value := first[name]) is not None}
+        known = [f"{name} {now[name]:.4f}{at_first.get(name, '')}" for name in ("mean", "sd") if now[name] is not None]
+        print(f"strength: {', '.join([now['family'] or now['update'], *known])}")
     for alarm in result.alarms:
         print(f"ALARM {alarm['name']} ({alarm['stage']}, step {alarm['step']}): {alarm['message']}")
 

@@ -121,11 +121,11 @@ def find_alarms(records: Sequence[Record], config: AlignmentConfig) -> list[Alar
             continue
         found = [*_loss_above_start(held_out)]
         if stage == "preference" and config.preference is not None:
-            if config.preference.reference_path is None:  # else they are two models
+            if config.preference.loss.has_reference and config.preference.reference_path is None:  # else two models
                 found += _start_spread(held_out, config)
             found += _both_falling(held_out)
             found += _strength_at_bound(every, config.preference)
-            if isinstance(config.preference.strength.update, LearnedUpdate):
+            if isinstance(config.preference.update, LearnedUpdate):
                 found += _strength_left_its_range(held_out)
         alarms += sorted(found, key=lambda alarm: alarm.step)
     return alarms
@@ -233,7 +233,7 @@ def _strength_left_its_range(held_out: _Series) -> Iterator[Alarm]:
 
 def _strength_at_bound(every: _Series, preference: PreferenceConfig) -> Iterator[Alarm]:
     """The learning rate, or a bound of the solve, decides where the strength stands, not the data."""
-    records, update = every.records, preference.strength.update
+    records, update = every.records, preference.update
     judged_from = preference.optim.warmup_steps + BOUND_STEPS
     solves: dict[float, float] = {}  # how many there were -> whether the last one ended at a bound
 
@@ -269,12 +269,15 @@ def _strength_at_bound(every: _Series, preference: PreferenceConfig) -> Iterator
 def _loss_above_start(held_out: _Series) -> Iterator[Alarm]:
     """Held-out comparisons are worse off than without any training."""
     losses = [record["loss"] for record in held_out.records]
+    # a squared or reweighted loss is in no nats: its own size is its measure
+    margin = LOSS_MARGIN * (max(1.0, abs(losses[0])) if held_out.stage == "preference" else 1.0)
+    likelihood = abs(losses[0] - math.log(2)) < FLOAT32_SPREAD
 
     def rule(i: int) -> str | None:
         # The one before tells a transient from a trend.
-        if i < 2 or min(losses[i - 1 : i + 1]) <= losses[0] + LOSS_MARGIN:
+        if i < 2 or min(losses[i - 1 : i + 1]) <= losses[0] + margin:
             return None
-        coin = " (log 2 is a coin's)" if held_out.stage == "preference" else ""
+        coin = " (log 2 is a coin's)" if held_out.stage == "preference" and likelihood else ""
         return (
             f"the held-out loss is {losses[i]:.4g}, and was {losses[0]:.4g} before the first step{coin}. What is "
             "learned does not carry over to held-out comparisons, or is held with too much confidence. Try a smaller "

@@ -2,8 +2,8 @@
 
 Each takes the log-probabilities as `mixdpo_loss` does (policy chosen, policy rejected, reference chosen, reference
 rejected; `simpo_loss` needs no reference) with ``weights``, its own settings by keyword, and returns the same
-`PreferenceLoss`, so that a run logs the same metrics whatever it optimises. Write r for the log-ratio
-log policy - log reference of a response, and ``delta = r_chosen - r_rejected``, in nats:
+`PreferenceLoss`, so that a run, which takes one by ``preference.loss``, logs the same metrics whatever it optimises.
+Write r for the log-ratio log policy - log reference of a response, and ``delta = r_chosen - r_rejected``, in nats:
 
 =========================  ==========================================================  =========================
 function                   choice model P(chosen)                                      fitted by
@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import scipy.optimize
 import torch
@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from mixlogit_align.alignment.checks import not_negative, positive, require
-from mixlogit_align.alignment.losses import PreferenceLoss, _check, _widened
+from mixlogit_align.alignment.losses import PreferenceLoss, check_pairs, widened
 
 
 def dpo_loss(
@@ -551,53 +551,36 @@ class _Pairs:
         with torch.enable_grad():
             chosen, rejected = self.chosen.detach().requires_grad_(), self.rejected.detach().requires_grad_()
             slope_chosen, slope_rejected = torch.autograd.grad(of(chosen, rejected).sum(), (chosen, rejected))
-        with torch.no_grad():
-            pull, delta = (slope_rejected - slope_chosen) / 2, self.delta.detach()
-            mean = torch.as_tensor(strength, dtype=delta.dtype, device=delta.device).expand(delta.shape)
-            # In logs: far out both pulls underflow long before their ratio does.
-            log_dpo_pull = mean.log() + logsigmoid(-mean * delta)
-            pair_weight = pull.sign() * (pull.abs().log() - log_dpo_pull).exp()
-            values = {
-                "weight": torch.ones_like(loss) if self.weights is None else self.weights,
-                "loss": loss,
-                "policy_chosen": self.policy_chosen,
-                "policy_rejected": self.policy_rejected,
-                "log_ratio_chosen": chosen,
-                "log_ratio_rejected": rejected,
-                "strength_mean": mean,
-                "strength_variance": torch.zeros_like(mean),
-                "pull": pull,
-                "dpo_pull": log_dpo_pull.exp(),
-            }
-        return PreferenceLoss(
-            per_example=loss if self.weights is None else loss * self.weights,
-            logratio_diff=self.delta.to(self.dtype),
-            pair_weight=pair_weight.to(self.dtype),
-            values={name: value.detach() for name, value in values.items()},
+        mean = torch.as_tensor(strength, dtype=chosen.dtype, device=chosen.device)
+        return PreferenceLoss.of(
+            loss,
+            weights=self.weights,
+            policy=(self.policy_chosen, self.policy_rejected),
+            log_ratios=(self.chosen, self.rejected),
+            pull=(slope_rejected - slope_chosen) / 2,
+            mean=mean,
+            variance=torch.zeros_like(mean),
         )
 
 
 _LOGPS = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
 
 
-def _pairs(*logps: Tensor, weights: Tensor | None, **beside: Tensor | None) -> _Pairs:
+def _pairs(*logps: Tensor, weights: Tensor | None, **beside: Any) -> _Pairs:
     """Checked pairs: the policy's log-probabilities, the reference's if any; with lengths, log-ratios per token."""
     given = {**dict(zip(_LOGPS, logps, strict=False)), **beside}
-    tensors = {name: value for name, value in given.items() if value is not None}
-    missing = [name for name in given if name not in tensors]
-    require(not missing, ", ".join(missing), None, "a tensor of shape (B,), one number a pair", "giving one")
-    _check(tensors, weights=weights, pair_ids=None)
-    policy_chosen, policy_rejected, *reference = map(_widened, logps)
+    check_pairs(given, weights=weights)
+    policy_chosen, policy_rejected, *reference = map(widened, logps)
     chosen, rejected = policy_chosen, policy_rejected
     if reference:
         chosen, rejected = chosen - reference[0], rejected - reference[1]
     dtype = (chosen - rejected).dtype
     chosen, rejected = chosen.double(), rejected.double()
-    if "chosen_lengths" in tensors:
+    if "chosen_lengths" in given:
         for name in ("chosen_lengths", "rejected_lengths"):
-            empty = tensors[name] < 1
-            require(not bool(empty.any()), name, tensors[name][empty].tolist()[:8], "response tokens, 1 or more")
-        chosen, rejected = chosen / tensors["chosen_lengths"], rejected / tensors["rejected_lengths"]
+            empty = given[name] < 1
+            require(not bool(empty.any()), name, given[name][empty].tolist()[:8], "response tokens, 1 or more")
+        chosen, rejected = chosen / given["chosen_lengths"], rejected / given["rejected_lengths"]
     return _Pairs(policy_chosen, policy_rejected, chosen, rejected, weights, dtype)
 
 

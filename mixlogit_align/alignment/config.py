@@ -1,7 +1,8 @@
 """Typed settings of an alignment run, validated where they are made.
 
-A section that can be one of several kinds (the data, the model, the strength and how it is updated, the integration
-rule) is told apart by its first field, e.g. ``source: hh`` or ``family: gamma``. `settings` reads and writes them.
+A section that can be one of several kinds (the data, the model, the loss, the strength and how it is updated, the
+integration rule) is told apart by its first field, e.g. ``source: hh`` or ``family: gamma``. `settings` reads and
+writes them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from mixlogit_align.alignment.checks import not_negative, positive, require
 from mixlogit_align.alignment.data.config import DataConfig, SimulatedData
+from mixlogit_align.alignment.loss_config import LossConfig, MixDPO
 
 if typing.TYPE_CHECKING:
     from mixlogit_align.distributions import LearnableMixing
@@ -486,31 +488,62 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceConfig(StageConfig):
-    """The preference stage: a `StageConfig` with the strength, the integration rule and the reference.
+    """The preference stage: a `StageConfig` with the loss, its strength and integration rule, and the reference.
 
     Parameters
     ----------
-    strength : section
-        The distribution of the strength where training begins, and how it changes.
-    integration : section
-        How the mean over the strength is computed.
-    reference_precision : {"float32", "match"}
-        The reference scores every comparison once before the first step: in float32 (the paper's) or in the run's own
-        ``precision``.
+    loss : section
+        A distribution of strength, or a loss of fixed strength to compare it with.
+    strength : section or None
+        With `kind: mixdpo` alone: the distribution of the strength where training begins, and how it changes; null
+        is then `family: lognormal`.
+    integration : section or None
+        With `kind: mixdpo` alone: how the mean over the strength is computed; null is then `rule: best`.
+    reference_precision : {"float32", "match"} or None
+        The reference scores every comparison once before the first step: in float32 (the paper's, and what null
+        means) or in the run's own ``precision``. `kind: simpo` has no reference.
     reference_path : str or None
         A Hugging Face folder or hub name of the reference, with the policy's vocabulary; None takes the policy as the
         stage finds it.
     reference_cache : str or None
         A file of the reference's log-probabilities. Where it does not exist, the run writes it; where it does, the run
         reads it, and no reference is computed. A file of another reference, or without all comparisons as they are
-        tokenized, is refused.
+        tokenized, is refused. `kind: kto` and `kind: mallows_dpo` ask the reference for more than the file holds.
     """
 
-    strength: StrengthConfig = field(default_factory=LogNormalStrength)
-    integration: IntegrationConfig = field(default_factory=BestRule)
-    reference_precision: Literal["float32", "match"] = "float32"
+    loss: LossConfig = field(default_factory=MixDPO)
+    strength: StrengthConfig | None = None
+    integration: IntegrationConfig | None = None
+    reference_precision: Literal["float32", "match"] | None = None
     reference_path: str | None = None
     reference_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mixed = isinstance(self.loss, MixDPO)
+        self._resolve("strength", mixed, LogNormalStrength())
+        self._resolve("integration", mixed, BestRule())
+        self._resolve("reference_precision", self.loss.has_reference, "float32")
+        self._resolve("reference_path", self.loss.has_reference)
+        self._resolve("reference_cache", self.loss.is_cacheable)
+
+    def _resolve(self, name: str, used: bool, default: Any = None) -> None:
+        """Give a setting that the loss has a use for its default; refuse another."""
+        value = getattr(self, name)
+        require(
+            value is None or used,
+            name,
+            value,
+            f"null with `loss: {{kind: {self.loss.kind}}}`, which has no use for it",
+            f"`{name}: null`, or leaving it out",
+        )
+        if value is None and used:
+            object.__setattr__(self, name, default)
+
+    @property
+    def update(self) -> UpdateConfig | None:
+        """How the strength changes; None where there is no distribution of it."""
+        return None if self.strength is None else self.strength.update
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +54,43 @@ def sequence_logprobs(
     Tensor
         (R,) float64; 0 for a sequence without response tokens.
     """
+    return _summed(_token_logprobs, policy, input_ids, response_mask, attention_mask, chunk_size)
+
+
+def sequence_entropies(
+    policy: nn.Module,
+    input_ids: Tensor,
+    response_mask: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Sum over the response tokens of the entropy of what the policy expected there, as a share of the largest.
+
+    The largest is log V, so every token's share lies between 0, where the policy was sure, and 1.
+
+    Parameters
+    ----------
+    policy, input_ids, response_mask, attention_mask, chunk_size
+        See `sequence_logprobs`.
+
+    Returns
+    -------
+    Tensor
+        (R,) float64; 0 for a sequence without response tokens.
+    """
+    return _summed(_token_entropies, policy, input_ids, response_mask, attention_mask, chunk_size)
+
+
+def _summed(
+    of: Callable[[Any, Tensor, Tensor], Tensor],
+    policy: nn.Module,
+    input_ids: Tensor,
+    response_mask: Tensor,
+    attention_mask: Tensor | None,
+    chunk_size: int | None,
+) -> Tensor:
+    """The sum over response tokens of ``of(head, states, targets)``."""
     if input_ids.shape != response_mask.shape or input_ids.ndim != 2:
         raise InvalidInputError(
             explain(
@@ -78,12 +116,12 @@ def sequence_logprobs(
     chunk_size = chunk_size or max(CHUNK_LOGITS // head.weight.shape[0], 1)
     chunks = list(zip(states.split(chunk_size), targets.split(chunk_size), strict=True))
     if len(chunks) > 1 and torch.is_grad_enabled():
-        logps = [checkpoint(_token_logprobs, head, *chunk, use_reentrant=False) for chunk in chunks]
+        values = [checkpoint(of, head, *chunk, use_reentrant=False) for chunk in chunks]
     else:
-        logps = [_token_logprobs(head, *chunk) for chunk in chunks]
+        values = [of(head, *chunk) for chunk in chunks]
     rows = predicts.nonzero()[:, 0]
     total = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
-    return total.index_add(0, rows, torch.cat(logps).double())
+    return total.index_add(0, rows, torch.cat(values).double())
 
 
 def _base(policy: nn.Module) -> Any:
@@ -106,6 +144,12 @@ def _token_logprobs(head: Any, states: Tensor, targets: Tensor) -> Tensor:
     return token
 
 
+def _token_entropies(head: Any, states: Tensor, targets: Tensor) -> Tensor:
+    probs = head(states).float().softmax(-1)
+    share: Tensor = torch.special.entr(probs).sum(-1) / math.log(probs.shape[-1])
+    return share
+
+
 class SequenceLogProbs(nn.Module):
     """A policy that maps candidate sets to log-probabilities, all candidates in one forward pass.
 
@@ -125,12 +169,11 @@ class SequenceLogProbs(nn.Module):
         self.policy = policy
         self.chunk_size = chunk_size
 
-    def forward(self, input_ids: Tensor, response_mask: Tensor) -> Tensor:
-        """Log-probabilities, (B, J) float64, of (B, J, L) sequences padded on the right."""
-        logps = sequence_logprobs(
-            self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1), chunk_size=self.chunk_size
-        )
-        return logps.view(input_ids.shape[:2]).clone()  # no view: FSDP2 hooks what is returned
+    def forward(self, input_ids: Tensor, response_mask: Tensor, *, entropy: bool = False) -> Tensor:
+        """Log-probabilities, or `sequence_entropies`: (B, J) float64, of (B, J, L) sequences padded on the right."""
+        measure = sequence_entropies if entropy else sequence_logprobs
+        values = measure(self.policy, input_ids.flatten(0, 1), response_mask.flatten(0, 1), chunk_size=self.chunk_size)
+        return values.view(input_ids.shape[:2]).clone()  # no view: FSDP2 hooks what is returned
 
 
 @torch.no_grad()
@@ -141,13 +184,15 @@ def candidate_logprobs(
     *,
     batch_size: int,
     world: World | None = None,
+    entropy: bool = False,
 ) -> Tensor:
-    """Log-probabilities of every candidate of every row, without gradient: (N, J) float64, 0 for none.
+    """Log-probabilities, or `sequence_entropies`, of every candidate, without gradient: (N, J) float64, 0 for none.
 
     Rows go through the model in order of length, which keeps padding small. Each process scores its share of every
     batch, and all of them get all values.
     """
     world = world or World()
+    measured = {"entropy": True} if entropy else {}
     order = sorted(range(len(rows)), key=lambda i: max(map(len, rows[i].input_ids)))
     logps = torch.zeros(len(rows), max(len(row.input_ids) for row in rows), dtype=torch.float64, device=collator.device)
     for start in range(0, len(order), batch_size):
@@ -155,7 +200,7 @@ def candidate_logprobs(
         # a sharded model runs on every process or on none
         mine = world.share(indices) or indices[:1]
         batch = collator([rows[i] for i in mine])
-        values = model(batch.input_ids, batch.response_mask)
+        values = model(batch.input_ids, batch.response_mask, **measured)
         if world.share(indices):
             logps[mine, : values.shape[1]] = values
     return world.add_up(logps)

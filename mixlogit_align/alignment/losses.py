@@ -44,6 +44,58 @@ class PreferenceLoss:
         """Detached scalars, see `mixdpo_loss`."""
         return preference_metrics(self.values)
 
+    @classmethod
+    def of(
+        cls,
+        loss: Tensor,
+        *,
+        weights: Tensor | None,
+        policy: tuple[Tensor, Tensor],
+        log_ratios: tuple[Tensor, Tensor],
+        pull: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+    ) -> PreferenceLoss:
+        """A loss of pairs with what is logged about it, whatever its choice model.
+
+        Parameters
+        ----------
+        loss : Tensor
+            (B,) unweighted; gives the result its dtype.
+        weights : Tensor or None
+            (B,).
+        policy, log_ratios : pair of Tensor
+            (B,) each, of the chosen and of the rejected response: the policy's log-probabilities, and what is compared.
+        pull : Tensor
+            (B,) fall of the loss as the difference of the log-ratios rises.
+        mean, variance : Tensor
+            (B,) or 0-d, of the strength.
+        """
+        logratio_diff = log_ratios[0] - log_ratios[1]
+        with torch.no_grad():
+            slope, strength = pull.double(), mean.detach().expand(loss.shape).double()
+            # In logs: far out both pulls underflow long before their ratio does.
+            log_dpo_pull = strength.log() + nn.functional.logsigmoid(-strength * logratio_diff.double())
+            pair_weight = slope.sign() * (slope.abs().log() - log_dpo_pull).exp()
+            values = {
+                "weight": torch.ones_like(loss) if weights is None else weights,
+                "loss": loss,
+                "policy_chosen": policy[0],
+                "policy_rejected": policy[1],
+                "log_ratio_chosen": log_ratios[0],
+                "log_ratio_rejected": log_ratios[1],
+                "strength_mean": strength,
+                "strength_variance": variance.expand(loss.shape),
+                "pull": slope,
+                "dpo_pull": log_dpo_pull.exp(),
+            }
+        return cls(
+            per_example=loss if weights is None else loss * weights,
+            logratio_diff=logratio_diff.to(loss.dtype),
+            pair_weight=pair_weight.to(loss.dtype),
+            values={name: value.detach() for name, value in values.items()},
+        )
+
     def __iter__(self) -> Iterator[Any]:
         return iter((self.per_example, self.logratio_diff, self.metrics))
 
@@ -113,9 +165,8 @@ def mixdpo_loss(
         "reference_chosen_logps": reference_chosen_logps,
         "reference_rejected_logps": reference_rejected_logps,
     }
-    _check(given, weights=weights, pair_ids=pair_ids)
-    # A difference of two half-precision sums of hundreds of nats would be noise of half a nat.
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected = map(_widened, given.values())
+    check_pairs(given, weights=weights, pair_ids=pair_ids)
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected = map(widened, given.values())
     log_ratio_chosen = policy_chosen - reference_chosen
     log_ratio_rejected = policy_rejected - reference_rejected
     logratio_diff = log_ratio_chosen - log_ratio_rejected
@@ -137,25 +188,15 @@ def mixdpo_loss(
     if not torch.is_grad_enabled():
         log_prob = log_prob.detach()
 
-    per_example = -log_prob if weights is None else -log_prob * weights
-    with torch.no_grad():
-        # In logs: far out both pulls underflow long before their ratio does.
-        pull, strength = slope.double(), mean.double()
-        log_dpo_pull = strength.log() + nn.functional.logsigmoid(-strength * logratio_diff.double())
-        pair_weight = (pull.log() - log_dpo_pull).exp().to(logratio_diff.dtype)
-        values = {
-            "weight": torch.ones_like(logratio_diff) if weights is None else weights,
-            "loss": -log_prob,
-            "policy_chosen": policy_chosen,
-            "policy_rejected": policy_rejected,
-            "log_ratio_chosen": log_ratio_chosen,
-            "log_ratio_rejected": log_ratio_rejected,
-            "strength_mean": mean,
-            "strength_variance": distribution.variance.expand(logratio_diff.shape),
-            "pull": pull,
-            "dpo_pull": log_dpo_pull.exp(),
-        }
-    return PreferenceLoss(per_example, logratio_diff, pair_weight, {k: v.detach() for k, v in values.items()})
+    return PreferenceLoss.of(
+        -log_prob,
+        weights=weights,
+        policy=(policy_chosen, policy_rejected),
+        log_ratios=(log_ratio_chosen, log_ratio_rejected),
+        pull=slope,
+        mean=distribution.mean,
+        variance=distribution.variance,
+    )
 
 
 @torch.no_grad()
@@ -270,27 +311,42 @@ class MixDPOLoss(nn.Module):
         return f"integration={self.integration!r}"
 
 
-def _widened(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """Float32 for half precision: a difference of two sums of hundreds of nats would be noise of half a nat in it."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _check(logps: dict[str, Tensor], *, weights: Tensor | None, pair_ids: Tensor | None) -> None:
-    given: dict[str, Any] = {**logps, "weights": weights, "pair_ids": pair_ids}
-    given = {name: value for name, value in given.items() if value is not None}
+def check_pairs(pairs: Mapping[str, Tensor | None], *, weights: Tensor | None, pair_ids: Tensor | None = None) -> None:
+    """Refuse values of pairs unless all are (B,) tensors of finite numbers.
+
+    Parameters
+    ----------
+    pairs : mapping of str to Tensor
+        What every pair must have; messages take the shape of the first as the others' measure.
+    weights, pair_ids : Tensor, optional
+        Weights are also 0 or more; the ids name the pairs at fault.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    optional = {"weights": weights, "pair_ids": pair_ids}
+    given: dict[str, Any] = {**pairs, **{name: value for name, value in optional.items() if value is not None}}
     for name, value in given.items():
         if not isinstance(value, Tensor):
             raise InvalidInputError(
                 explain(
                     name,
-                    got=f"an object of type {type(value).__name__}",
+                    got="None" if value is None else f"an object of type {type(value).__name__}",
                     expected="a tensor of shape (B,), one number a pair",
                     hint="torch.tensor(...)",
                 )
             )
-    shape = logps["policy_chosen_logps"].shape
+    first = next(iter(given))
+    shape = given[first].shape
     for name, value in given.items():
         if value.shape != shape or value.ndim != 1:
-            beside = f"; policy_chosen_logps has {tuple(shape)}" if len(shape) == 1 else ""
+            beside = f"; {first} has {tuple(shape)}" if len(shape) == 1 else ""
             raise InvalidInputError(
                 explain(
                     name,

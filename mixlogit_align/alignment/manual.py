@@ -172,7 +172,7 @@ def _default(field: dataclasses.Field[Any], tagged: bool) -> str:
     if is_required(field):
         return ", required"
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if tagged:
+    if tagged and default is not None:
         default = getattr(default, tag_of(default))
     if dataclasses.is_dataclass(default):
         return ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import Delta
 from torch import Tensor, nn
 
 from mixlogit_align.alignment.config import PreferenceConfig, SolvedUpdate
@@ -72,6 +73,9 @@ class SFTObjective(nn.Module):
         """Nothing beside the loss."""
         return {}
 
+    def before_step(self, rows: Sequence[TokenizedComparison], step: int) -> None:
+        """Nothing to do."""
+
     def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
         """Nothing to do."""
 
@@ -84,26 +88,29 @@ class HeldOut(NamedTuple):
 
 
 class PreferenceObjective(nn.Module):
-    """The preference loss of pairs: a policy, and the strength beside it.
+    """The preference loss of pairs, whose every pair has a loss of its own.
 
     Parameters
     ----------
     policy : SequenceLogProbs
-    preference_loss : MixDPOLoss
+    preference_loss : callable
+        As `mixlogit_align.alignment.strength.build_preference_loss` makes it.
     collator : Collator
     config : PreferenceConfig
     world : World, optional
 
     Attributes
     ----------
-    solver : StrengthSolver or None
-        Sets the strength where it is solved for; its state is part of the module's.
+    of_batch : dict of str to float
+        What the loss takes that belongs to the whole batch under way; metrics tell it.
     """
+
+    num_scores = 2
 
     def __init__(
         self,
         policy: SequenceLogProbs,
-        preference_loss: MixDPOLoss,
+        preference_loss: Callable[..., PreferenceLoss],
         collator: Collator,
         *,
         config: PreferenceConfig,
@@ -114,8 +121,8 @@ class PreferenceObjective(nn.Module):
         self.preference_loss = preference_loss
         self.collator = collator
         self.config = config
-        self.solver = StrengthSolver(config.strength) if isinstance(config.strength.update, SolvedUpdate) else None
         self.world = world or World()
+        self.of_batch: dict[str, float] = {}
 
     def forward(self, batch: Batch, *, step: int) -> StageLoss:
         """Loss of one batch, chosen and rejected responses in one forward pass."""
@@ -136,21 +143,89 @@ class PreferenceObjective(nn.Module):
         return sum(len(ids) for row in rows for ids in row.input_ids)
 
     def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
-        """The metrics of `mixdpo_loss`."""
-        return {name: value.item() for name, value in preference_metrics(values).items()}
+        """The metrics of `mixdpo_loss`, and what the loss took of the whole batch."""
+        of_batch = {f"{self.config.loss.kind}/{name}": value for name, value in self.of_batch.items()}
+        return {**{name: value.item() for name, value in preference_metrics(values).items()}, **of_batch}
 
     def logps(self, model: SequenceLogProbs, rows: Sequence[TokenizedComparison]) -> Tensor:
         """(N, 2) float64 log-probabilities of the candidates under ``model``."""
         return candidate_logprobs(model, rows, self.collator, batch_size=self.config.eval_batch_size, world=self.world)
+
+    def scores(self, reference: SequenceLogProbs, rows: Sequence[TokenizedComparison]) -> Tensor:
+        """All that the loss asks of the reference about rows: (N, num_scores) float64, log-probabilities first."""
+        return self.logps(reference, rows)
+
+    def with_scores(self, rows: Sequence[TokenizedComparison], scores: Tensor) -> list[TokenizedComparison]:
+        """The rows with what `scores` found, so that they can be trained on and judged."""
+        return [row.with_reference(logps) for row, logps in zip(rows, scores[:, :2].tolist(), strict=True)]
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
         """The loss of every row, computed in one piece; rules with draws use those of step 0."""
         return HeldOut(rows, self._loss(self.collator(rows), self.logps(self.policy, rows), step=0))
 
+    def choice_model(self, held_out: HeldOut) -> dict[str, Any]:
+        """The distribution of strength and the rule by which choice probabilities follow; empty where they do not."""
+        if not self.config.loss.is_logit:
+            return {}
+        return {"mixing": Delta(held_out.loss.values["strength_mean"].cpu())}
+
     def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
-        """The metrics of `mixdpo_loss` over all of ``rows``."""
-        return {name: value.item() for name, value in self.held_out(rows).loss.metrics.items()}
+        """The metrics over all of ``rows``."""
+        return self.metrics(self.held_out(rows).loss.values)
+
+    def state_metrics(self, step: int) -> dict[str, float]:
+        """Nothing beside the loss."""
+        return {}
+
+    def before_step(self, rows: Sequence[TokenizedComparison], step: int) -> None:
+        """Nothing to do."""
+
+    def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
+        """Nothing to do."""
+
+    def _loss(self, batch: Batch, logps: Tensor, step: int) -> PreferenceLoss:
+        reference: tuple[Tensor, ...] = ()
+        if self.config.loss.has_reference:
+            assert batch.reference_logps is not None, "the reference has scored the rows before this stage"
+            reference = batch.chosen_rejected(batch.reference_logps.to(logps.dtype))
+        return self.preference_loss(
+            *batch.chosen_rejected(logps), *reference, weights=batch.weights, **self._beside(batch, step)
+        )
+
+    def _beside(self, batch: Batch, step: int) -> dict[str, Any]:
+        """What the loss takes beside log-probabilities and weights."""
+        if not self.config.loss.per_token:
+            return dict(self.of_batch)
+        chosen, rejected = batch.chosen_rejected(batch.response_mask.sum(-1))
+        return {"chosen_lengths": chosen, "rejected_lengths": rejected}
+
+
+class MixDPOObjective(PreferenceObjective):
+    """The mixed-logit loss: a policy, and the strength beside it.
+
+    Parameters
+    ----------
+    policy, preference_loss, collator, config, world
+        As of `PreferenceObjective`, with a `MixDPOLoss`.
+
+    Attributes
+    ----------
+    solver : StrengthSolver or None
+        Sets the strength where it is solved for; its state is part of the module's.
+    """
+
+    preference_loss: MixDPOLoss
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        strength = self.config.strength
+        assert strength is not None
+        self.solver = StrengthSolver(strength) if isinstance(strength.update, SolvedUpdate) else None
+
+    def choice_model(self, held_out: HeldOut) -> dict[str, Any]:
+        """The strength and the integration rule."""
+        return {"mixing": self.preference_loss.mixing.cpu()(), "integration": self.preference_loss.integration}
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """The strength's summary and how it moves."""
@@ -164,16 +239,8 @@ class PreferenceObjective(nn.Module):
             logratio_diff = values["log_ratio_chosen"] - values["log_ratio_rejected"]
             self.solver.after_step(self.preference_loss.mixing, logratio_diff, values["weight"], step)
 
-    def _loss(self, batch: Batch, logps: Tensor, step: int) -> PreferenceLoss:
-        assert batch.reference_logps is not None, "reference log-probabilities are computed before this stage"
-        loss: PreferenceLoss = self.preference_loss(
-            *batch.chosen_rejected(logps),
-            *batch.chosen_rejected(batch.reference_logps.to(logps.dtype)),
-            weights=batch.weights,
-            step=step,
-            pair_ids=batch.pair_ids,
-        )
-        return loss
+    def _beside(self, batch: Batch, step: int) -> dict[str, Any]:
+        return {"step": step, "pair_ids": batch.pair_ids}
 
 
 def _chosen(row: TokenizedComparison) -> list[int]:

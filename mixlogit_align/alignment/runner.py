@@ -13,7 +13,7 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from mixlogit_align.alignment import adapters
 from mixlogit_align.alignment.alarms import Alarm, find_alarms, non_finite
+from mixlogit_align.alignment.baseline_objectives import build_objective
 from mixlogit_align.alignment.checkpoint import (
     Checkpoints,
     Position,
@@ -44,13 +45,14 @@ from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS, Split
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
-from mixlogit_align.alignment.losses import MixDPOLoss
-from mixlogit_align.alignment.objectives import HeldOut, PreferenceObjective, SFTObjective
+from mixlogit_align.alignment.loss_config import LossConfig
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss
+from mixlogit_align.alignment.objectives import HeldOut, MixDPOObjective, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.parallel import World, join, recompute_activations, resolved, shard
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.reference import ReferenceKey, read_reference, write_reference
 from mixlogit_align.alignment.settings import load_config
-from mixlogit_align.alignment.strength import build_preference_loss, strength_record
+from mixlogit_align.alignment.strength import build_preference_loss, fixed_strength_record, strength_record
 from mixlogit_align.alignment.tokenization import content_hash, tokenize
 from mixlogit_align.alignment.tracking import open_trackers, require_packages
 from mixlogit_align.alignment.trainer import (
@@ -68,6 +70,7 @@ from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitE
 REFERENCE_TOLERANCE = 1e-2
 
 Rows = dict[Split, list[TokenizedComparison]]
+PairLoss = Callable[..., PreferenceLoss]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +279,7 @@ class Run:
         if self.reached is not None:
             self.held_out.update(self.reached.held_out)
 
-    def stages(self, preference_loss: MixDPOLoss | None) -> RunResult:
+    def stages(self, preference_loss: PairLoss | None) -> RunResult:
         """Train what is left to train, and write what it became."""
         config = self.config
         self.checkpoints.sweep()
@@ -308,7 +311,7 @@ class Run:
             seconds=self.log.seconds,
         )
 
-    def export(self, out: Path, preference_loss: MixDPOLoss | None) -> Path:
+    def export(self, out: Path, preference_loss: PairLoss | None) -> Path:
         """Write the policy of the last checkpoint, and the strength beside it; returns the policy's folder."""
         if self.reached is None:
             raise InvalidInputError(
@@ -395,13 +398,13 @@ class Run:
             buffer.data = buffer.data.to(self.world.device)
         return reference
 
-    def _reference_logps(self, objective: PreferenceObjective) -> dict[Split, Tensor]:
+    def _reference_scores(self, objective: PreferenceObjective) -> dict[Split, Tensor]:
         """What the reference says of all rows: read from its file, or computed and written there."""
         config = objective.config
 
         def compute() -> dict[Split, Tensor]:
             reference = self._reference(config)
-            return {name: objective.logps(reference, self.rows[name]) for name in SPLITS}
+            return {name: objective.scores(reference, self.rows[name]) for name in SPLITS}
 
         if config.reference_cache is None:
             return compute()
@@ -442,11 +445,12 @@ class Run:
         groups = [self._policy_group(config)]
         return _Stage("sft", config, objective, groups, build_optimizer(groups, config.optim), {}, self._fixed())
 
-    def _preference_stage(self, config: PreferenceConfig, preference_loss: MixDPOLoss) -> _Stage:
-        objective = PreferenceObjective(self.policy, preference_loss, self.collator, config=config, world=self.world)
+    def _preference_stage(self, config: PreferenceConfig, preference_loss: PairLoss) -> _Stage:
+        objective = build_objective(self.policy, preference_loss, self.collator, config=config, world=self.world)
         groups = [self._policy_group(config)]
-        update = config.strength.update
+        update = config.update
         if isinstance(update, LearnedUpdate):
+            assert isinstance(preference_loss, MixDPOLoss)
             groups.append(
                 ParameterGroup(
                     name="strength",
@@ -456,8 +460,11 @@ class Run:
                 )
             )
         reference = {
-            f"reference/{name}": torch.zeros(len(self.rows[name]), 2, dtype=torch.float64, device=self.world.device)
+            f"reference/{name}": torch.zeros(
+                len(self.rows[name]), objective.num_scores, dtype=torch.float64, device=self.world.device
+            )
             for name in SPLITS
+            if config.loss.has_reference
         }
         return _Stage(
             "preference", config, objective, groups, build_optimizer(groups, config.optim), reference, self._fixed()
@@ -481,17 +488,14 @@ class Run:
         assert isinstance(objective, PreferenceObjective)
         assert isinstance(config, PreferenceConfig)
         start = self._restore(stage)
-        if start == 0:
-            for name, logps in self._reference_logps(objective).items():
-                stage.extra[f"reference/{name}"].copy_(logps)
-        rows = {
-            name: [
-                row.with_reference(logps)
-                for row, logps in zip(self.rows[name], stage.extra[f"reference/{name}"].tolist(), strict=True)
-            ]
-            for name in SPLITS
-        }
-        if start == 0 and self.precision == "float32" and config.reference_path is None:
+        rows = self.rows
+        if config.loss.has_reference:
+            if start == 0:
+                for name, scores in self._reference_scores(objective).items():
+                    stage.extra[f"reference/{name}"].copy_(scores)
+            rows = {name: objective.with_scores(self.rows[name], stage.extra[f"reference/{name}"]) for name in SPLITS}
+        agree = config.loss.has_reference and config.reference_path is None
+        if start == 0 and self.precision == "float32" and agree:
             _check_start(objective, rows["eval"][: config.eval_batch_size])
         try:
             self._train(stage, rows, start)
@@ -500,11 +504,10 @@ class Run:
             self.folder.write("strength.json", strength)
         held_out = objective.held_out(rows["eval"])
         if self.world.is_main:
-            _write_log_ratios(self.folder.path / "log_ratios.parquet", held_out)
+            _write_log_ratios(self.folder.path / "log_ratios.parquet", held_out, config.loss)
         truth = None
         if known is not None:
-            mixing, integration = objective.preference_loss.mixing, objective.preference_loss.integration
-            comparison = compare_with_truth(held_out, mixing.cpu()(), integration, known)
+            comparison = compare_with_truth(held_out, known, **objective.choice_model(held_out))
             truth = {"strength": known.summary(), "held_out": comparison}
             self.folder.write("truth.json", truth)
         return strength, truth
@@ -514,6 +517,8 @@ class Run:
         assert isinstance(objective, PreferenceObjective)
         assert isinstance(config, PreferenceConfig)
         steps = config.num_steps(len(self.rows["train"]))
+        if not isinstance(objective, MixDPOObjective):
+            return fixed_strength_record(config, steps, self.data.truth, self.held_out.get("preference", {}))
         return strength_record(objective.preference_loss.mixing, config, steps, self.data.truth, objective.solver)
 
     def _restore(self, stage: _Stage) -> int:
@@ -613,11 +618,16 @@ def _require_pairs(rows: Rows) -> None:
             )
 
 
-def _preference_loss(config: AlignmentConfig, world: World) -> MixDPOLoss | None:
+def _preference_loss(config: AlignmentConfig, world: World) -> PairLoss | None:
     """The loss of the preference stage, tried once on its device: what cannot work is refused before any training."""
     if config.preference is None:
         return None
-    preference_loss = build_preference_loss(config.preference).to(world.device)
+    preference_loss = build_preference_loss(config.preference)
+    if not isinstance(preference_loss, MixDPOLoss):
+        return preference_loss
+    assert config.preference.strength is not None
+    assert config.preference.integration is not None
+    preference_loss.to(world.device)
     try:
         preference_loss(*torch.zeros(4, 1, device=world.device))
     except IntegrationError as error:
@@ -647,7 +657,8 @@ def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedCompari
         )
 
 
-def _write_log_ratios(path: Path, held_out: HeldOut) -> None:
+def _write_log_ratios(path: Path, held_out: HeldOut, loss: LossConfig) -> None:
+    """The differences that the loss compared, under a name that says what they are."""
     import pyarrow
     import pyarrow.parquet
 
@@ -658,7 +669,7 @@ def _write_log_ratios(path: Path, held_out: HeldOut) -> None:
             "annotator_id": pyarrow.array([row.annotator_id for row in rows], pyarrow.string()),
             "groups": pyarrow.array([json.dumps(dict(row.groups), sort_keys=True) for row in rows], pyarrow.string()),
             "weight": pyarrow.array([row.weight for row in rows], pyarrow.float64()),
-            "logratio_diff": pyarrow.array(held_out.loss.logratio_diff.tolist(), pyarrow.float64()),
+            loss.compares: pyarrow.array(held_out.loss.logratio_diff.tolist(), pyarrow.float64()),
             "pair_weight": pyarrow.array(held_out.loss.pair_weight.tolist(), pyarrow.float64()),
         }
     )

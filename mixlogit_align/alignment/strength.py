@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from mixlogit_align.alignment.config import (
     LearnedUpdate,
     OptimConfig,
+    PointStrength,
     PreferenceConfig,
     SolvedUpdate,
     StrengthConfig,
 )
 from mixlogit_align.alignment.data.schema import StrengthTruth
-from mixlogit_align.alignment.losses import MixDPOLoss
+from mixlogit_align.alignment.loss_config import MixDPO
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss
 from mixlogit_align.distributions import LearnableMixing, MixedLogit
 from mixlogit_align.distributions.learnable import mixing_of_mean_cv
 from mixlogit_align.errors import InvalidInputError, explain
@@ -33,14 +35,19 @@ CAUTIONS = {
     "learned": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
     "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",
     "frozen": "The strength was given, not learned.",
+    "computed": "The strength is the loss's own, given or computed for each batch or pair; mean over held-out pairs.",
     "solved": "Maximum of likelihood on the policy's own log-ratio differences: the strength that makes its choice "
     "probabilities fit, on comparisons that it has, after the first epoch, been trained on before. One comparison at a "
     "time identifies the spread of strength only weakly; the spread is no measurement of heterogeneity.",
 }
 
 
-def build_preference_loss(config: PreferenceConfig) -> MixDPOLoss:
-    """The loss with the strength that ``config`` describes; gradients reach it where it is learned by them."""
+def build_preference_loss(config: PreferenceConfig) -> MixDPOLoss | Callable[..., PreferenceLoss]:
+    """The loss that ``config`` describes; gradients reach the strength where it is learned by them."""
+    if not isinstance(config.loss, MixDPO):
+        return config.loss.build()
+    assert config.strength is not None
+    assert config.integration is not None
     learned = isinstance(config.strength.update, LearnedUpdate)
     strength = config.strength.build().requires_grad_(learned)
     return MixDPOLoss(strength, config.integration.build())
@@ -82,9 +89,10 @@ def drift_metrics(strength: LearnableMixing, config: PreferenceConfig, step: int
     the one that went furthest, over `constant_gradient_drift`. Near 1 the gradient has pulled one way all along: the
     learning rate, not the likelihood, decides how far the strength has come. Above 1 (RMSprop) the gradient also grew.
     """
-    update = config.strength.update
+    update = config.update
     if not isinstance(update, LearnedUpdate):
         return {}
+    assert config.strength is not None
     drift = constant_gradient_drift(config.optim, update.lr, step)
     furthest = max(abs(moved) for moved in _moved(strength, config.strength).values())
     return {"strength/drift_share": furthest / drift if step else 0.0}
@@ -428,6 +436,7 @@ def strength_record(
         whole stage, and ``share_of_drift``, by parameter (rate and drift are 0 for the other kinds, which no
         gradient moves); for a solved one ``StrengthSolver.record``; ``caution``.
     """
+    assert config.strength is not None
     update = config.strength.update
     assert isinstance(update, SolvedUpdate) == (solver is not None)
     lr = update.lr if isinstance(update, LearnedUpdate) else 0.0
@@ -450,6 +459,48 @@ def strength_record(
     if truth is not None:
         record["truth"] = truth.summary()
     return record
+
+
+def fixed_strength_record(
+    config: PreferenceConfig, num_steps: int, truth: StrengthTruth | None, held_out: Mapping[str, float]
+) -> dict[str, Any]:
+    """What ``strength.json`` holds of a loss of fixed strength, in the form of `strength_record`.
+
+    Parameters
+    ----------
+    config : PreferenceConfig
+        Its loss is none of a distribution.
+    num_steps, truth
+        As of `strength_record`.
+    held_out : mapping
+        The last held-out metrics; empty before the first.
+
+    Returns
+    -------
+    dict
+        ``loss``, its settings. A strength that is the same for all pairs throughout is a frozen point. Where the loss
+        computes one, or has another choice model, ``update`` is "computed", ``mean`` is the mean over held-out pairs
+        (None before it was known), and there is no family.
+    """
+    settings = asdict(config.loss)
+    if config.loss.is_constant:
+        update, initial = "frozen", _with_cv(PointStrength(value=settings["beta"]).build().summary())
+        now = initial
+    else:
+        update, initial = "computed", dict.fromkeys(("family", "mean", "sd", "cv", "parameters"))
+        now = {**initial, "mean": held_out.get("strength/mean")}
+    record = {
+        "loss": settings,
+        **now,
+        "initial": initial,
+        "update": update,
+        "learning_rate": 0.0,
+        "planned_steps": num_steps,
+        "constant_gradient_drift": 0.0,
+        "moved": {},
+        "caution": CAUTIONS[update],
+    }
+    return record if truth is None else {**record, "truth": truth.summary()}
 
 
 def _with_cv(summary: dict[str, Any]) -> dict[str, Any]:

@@ -76,6 +76,9 @@ class Objective(Protocol):
     def state_metrics(self, step: int) -> dict[str, float]:
         """What is logged of the objective itself after ``step`` steps."""
 
+    def before_step(self, rows: Sequence[TokenizedComparison], step: int) -> None:
+        """Called with the rows of a whole batch, on every process, before its parts are trained on."""
+
     def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
         """Called with the values of a whole batch after the optimiser's step, the ``step``-th."""
 
@@ -290,6 +293,7 @@ class Trainer:
         for group, options in zip(groups, optimizer.param_groups, strict=True):
             options["lr"] = group.lr * min((step + 1) / max(config.optim.warmup_steps, 1), 1.0)
         state = objective.state_metrics(step)
+        objective.before_step(rows, step)
         count = objective.count(rows)
         size = config.batch_size // config.accumulation
         joined: list[Tensor] = []
@@ -309,12 +313,12 @@ class Trainer:
             joined.append(self.world.gather(table[: len(mine)], len(part)))
         values = dict(zip(names, torch.cat(joined).unbind(1), strict=True))
         ids = torch.tensor([row.comparison.pair_id for row in rows])
-        _require_finite("loss", stage, step, values["loss"], ids)
+        require_finite("loss", stage, step, values["loss"], ids)
         logged = {**objective.metrics(values), **state}
         for group in groups:
             average_gradients(group.parameters, self.world)
             norm = clip_gradients(group.parameters, group.max_grad_norm)
-            _require_finite(f"gradient of the {group.name}", stage, step, norm.expand(len(rows)), ids)
+            require_finite(f"gradient of the {group.name}", stage, step, norm.expand(len(rows)), ids)
             suffix = "" if group.name == "policy" else f"/{group.name}"
             logged[f"grad_norm{suffix}"] = norm.item()
         for group, options in zip(groups, optimizer.param_groups, strict=True):
@@ -326,7 +330,7 @@ class Trainer:
         return logged
 
 
-def _require_finite(what: str, stage: str, step: int, values: Tensor, pair_ids: Tensor) -> None:
+def require_finite(what: str, stage: str, step: int, values: Tensor, pair_ids: Tensor) -> None:
     """Raise `NonFiniteLossError` unless all (B,) ``values`` are finite, naming the pairs whose are not."""
     bad = ~values.detach().isfinite()
     if not bool(bad.any()):

@@ -13,7 +13,9 @@ from mixlogit_align.distributions import MixedLogit
 
 
 @torch.no_grad()
-def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: StrengthTruth) -> dict[str, float]:
+def compare_with_truth(
+    held_out: HeldOut, truth: StrengthTruth, *, mixing: Any = None, integration: Any = None
+) -> dict[str, float]:
     """Compare held-out predictions with the process that made the choices.
 
     Pairs are oriented as they were shown (first less second response), not by who won, so that luck in
@@ -22,11 +24,12 @@ def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: 
     Parameters
     ----------
     held_out : HeldOut
-    mixing : Pyro distribution
-        Learned strength.
+    truth : StrengthTruth
+    mixing : Pyro distribution or None
+        Strength, common or of each pair; None for a loss without choice probabilities of this form: what they would be
+        needed for is then left out.
     integration : rule or None
         The run's integration rule.
-    truth : StrengthTruth
 
     Returns
     -------
@@ -46,28 +49,29 @@ def compare_with_truth(held_out: HeldOut, mixing: Any, integration: Any, truth: 
     logratio_diff = sign * held_out.loss.logratio_diff.cpu()
     utility_diff = sign * torch.tensor([truth.utility_diff[row.pair_id] for row in rows], dtype=torch.float64)
     ids = torch.tensor([row.pair_id for row in rows])
-    rule = integration.at(step=0, rows=ids) if integration is not None else None
-    learned = _probability(logratio_diff, mixing, rule)
     true = _probability(utility_diff, truth.mixing(), None)
-    mean = mixing.mean.double()
+    mean = held_out.loss.values["strength_mean"].double().cpu()
     x, y = truth.mean * utility_diff, mean * logratio_diff
     attainable_loss = -(torch.special.xlogy(true, true) + torch.special.xlogy(1 - true, 1 - true)).mean()
-    cross = -(true * learned.log() + (1 - true) * (-learned).log1p()).mean()
     distinct = utility_diff != 0
     nats_per_utility = (utility_diff * logratio_diff).sum() / utility_diff.square().sum()
+    variance = held_out.loss.values["strength_variance"].double().cpu()
     values = {
-        "strength/mean": mean * nats_per_utility,
-        "strength/sd": mixing.variance.double().sqrt() * nats_per_utility,
+        "strength/mean": mean.mean() * nats_per_utility,
+        "strength/sd": variance.mean().sqrt() * nats_per_utility,
         "utility/correlation": torch.corrcoef(torch.stack([x, y]))[0, 1],
         "utility/slope": (x * y).sum() / (x * x).sum(),
         "order_agreement": (x.sign() == y.sign())[distinct].double().mean(),
-        "probability/rmse": (learned - true).square().mean().sqrt(),
-        "kl": cross - attainable_loss,
         "accuracy": held_out.loss.metrics["rewards/accuracies"],
         "loss": held_out.loss.metrics["loss"],
         "attainable/accuracy": torch.maximum(true, 1 - true).mean(),
         "attainable/loss": attainable_loss,
     }
+    if mixing is not None:
+        rule = integration.at(step=0, rows=ids) if integration is not None else None
+        learned = _probability(logratio_diff, mixing, rule)
+        cross = -(true * learned.log() + (1 - true) * (-learned).log1p()).mean()
+        values |= {"probability/rmse": (learned - true).square().mean().sqrt(), "kl": cross - attainable_loss}
     return {name: value.item() for name, value in values.items()}
 
 

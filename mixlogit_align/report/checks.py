@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixlogit_align.alignment.loss_config import DPO, MixDPO
 from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, strength_distribution
 
 # What a recovery allows itself, in standard errors; the report may not import the room that recovers.
@@ -83,13 +84,18 @@ def _trained(what: str, stage: str, runs: Sequence[Run]) -> Check:
 
 
 def _least_gain(run: Run) -> float:
-    """Two standard errors of the paired fall in held-out loss (each pair began at log 2); 1 % without log-ratios."""
+    """Two standard errors of the paired fall in held-out loss (each pair began at log 2).
+
+    1 % of where it began without log-ratios, and for losses that are no likelihood of one strength.
+    """
     import torch
 
     from mixlogit_align.distributions import MixedLogit
 
-    if run.log_ratios is None or run.strength is None:
-        return 0.01 * math.log(2)
+    preference = run.config.preference
+    likelihood = preference is not None and isinstance(preference.loss, MixDPO | DPO)
+    if run.log_ratios is None or run.strength is None or not likelihood:
+        return 0.01 * abs(run.series("preference", "eval", "loss")[1][0])
     delta, weights = (torch.tensor(run.log_ratios[name], dtype=torch.float64) for name in ("logratio_diff", "weight"))
     gain = MixedLogit(delta, strength_distribution(run.strength)).log_prob(torch.ones_like(delta)) + math.log(2)
     share = weights / weights.sum()

@@ -317,6 +317,7 @@ def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -
     """Learned choice probabilities against the true ones; None where the truth is unknown."""
     styles = _styles(runs)
     runs = [run for run in runs if run.truth is not None and run.log_ratios is not None and run.simulated is not None]
+    runs = [run for run in runs if run.strength is not None and run.strength["family"] is not None]
     if not runs:
         return None
 
@@ -347,7 +348,7 @@ def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -
 
 def _learned(runs: Sequence[Run]) -> list[Run]:
     """Those whose strength varies, or was free to."""
-    return [run for run in runs if run.strength is not None and run.strength["update"] != "frozen"]
+    return [run for run in runs if run.strength is not None and run.strength["update"] in ("learned", "solved")]
 
 
 def _strength_curves(run: Run, style: Style, *, known: bool) -> list[tuple[Mapping[str, Any], Style]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from mixlogit_align.alignment.config import PreferenceConfig
 from mixlogit_align.report.files import Recovery, Run
 
 NONE = "–"
@@ -100,11 +101,18 @@ def _method_row(run: Run) -> list[str]:
     shapes = {"loss": ".4f", "rewards/accuracies": ".1%", "rewards/margins": ".3f", "strength/mean": ".3f"}
     return [
         escape(run.name),
-        {"best": "automatic"}.get(preference.integration.rule, preference.integration.rule.replace("_", " ")),
+        _integration(preference),
         *(_number(run.final("preference", metric), shape) for metric, shape in shapes.items()),
         _number(run.strength["cv"] if run.strength else None, ".2f"),
         _number(run.seconds, ".0f"),
     ]
+
+
+def _integration(preference: PreferenceConfig) -> str:
+    """The rule; of a loss without a distribution of strength its kind, which the run's name may not say."""
+    if preference.integration is None:
+        return f"none ({preference.loss.kind.replace('_', ' ')})"
+    return {"best": "automatic"}.get(preference.integration.rule, preference.integration.rule.replace("_", " "))
 
 
 def versions_table(versions: Mapping[str, str], machine: str, caption: str) -> str:

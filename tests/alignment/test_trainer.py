@@ -73,6 +73,9 @@ class Toy(nn.Module):
     def state_metrics(self, step):
         return {"strength/mean": self.strength.item(), "strength/steps": step}
 
+    def before_step(self, rows, step):
+        pass
+
     def after_step(self, values, step):
         self.after.append((values["loss"].tolist(), step))
 

@@ -45,7 +45,7 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import Comparison
-from mixlogit_align.alignment.objectives import PreferenceObjective
+from mixlogit_align.alignment.objectives import MixDPOObjective
 from mixlogit_align.alignment.parallel import World, join, shard
 from mixlogit_align.alignment.strength import build_preference_loss
 from mixlogit_align.alignment.trainer import MetricsLog, ParameterGroup, Trainer, build_optimizer
@@ -186,7 +186,7 @@ def steps(
             integration=integration,
         )
         preference_loss = build_preference_loss(config).to(world.device)
-        objective = PreferenceObjective(policy, preference_loss, collator, config=config, world=world)
+        objective = MixDPOObjective(policy, preference_loss, collator, config=config, world=world)
         if rows[0].reference_logps is None:
             reference = objective.logps(policy, rows).tolist()
             rows = [row.with_reference(logps) for row, logps in zip(rows, reference, strict=True)]

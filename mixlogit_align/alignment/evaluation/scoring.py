@@ -219,17 +219,21 @@ def run_pairs(
         _require_same_pairs(folder, known, table)
         place = {pair: i for i, pair in enumerate(known.pair_ids.tolist())}
         rows = np.array([place[pair] for pair in table.pair_ids.tolist()])
-        assert known.logratio_diff is not None
         assert config.preference is not None
-        table = dataclasses.replace(table, logratio_diff=known.logratio_diff[rows])
-        table = with_strength(table, read_strength(folder / "strength.json"), config.preference.integration.build())
+        if known.logratio_diff is not None:  # some losses compare values per token, or without a reference
+            table = dataclasses.replace(table, logratio_diff=known.logratio_diff[rows])
+            strength, rule = read_strength(folder / "strength.json"), config.preference.integration
+            if strength is not None:
+                table = with_strength(table, strength, None if rule is None else rule.build())
     write_pairs(table, stored, pair_metrics(table))
     return table
 
 
 def read_strength(path: str | Path) -> Any:
-    """The distribution that a run's ``strength.json`` describes, without gradient."""
+    """The distribution that a run's ``strength.json`` describes, without gradient; None where its loss has none."""
     record = json.loads(Path(path).read_text(encoding="utf-8"))
+    if record["family"] is None:
+        return None
     # raw: the parameters stay to the bit what the file says
     return LearnableMixing(record["family"], "raw", **record["parameters"]).requires_grad_(False)()
 
