@@ -43,6 +43,7 @@ from mixlogit_align.alignment.conversations import texts
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS, Split
+from mixlogit_align.alignment.evaluation import held_out_pairs, write_pairs
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.loss_config import LossConfig
@@ -504,7 +505,11 @@ class Run:
             self.folder.write("strength.json", strength)
         held_out = objective.held_out(rows["eval"])
         if self.world.is_main:
-            _write_log_ratios(self.folder.path / "log_ratios.parquet", held_out, config.loss)
+            path = self.folder.path / "log_ratios.parquet"
+            if isinstance(objective, MixDPOObjective):
+                write_pairs(held_out_pairs(held_out, self.config.name), path)
+            else:
+                _write_log_ratios(path, held_out, config.loss)
         truth = None
         if known is not None:
             comparison = compare_with_truth(held_out, known, **objective.choice_model(held_out))

@@ -128,7 +128,8 @@ def test_the_strength_record_is_the_trajectorys_end(finished):
 def test_log_ratios_are_the_held_out_ones(finished):
     table = pyarrow.parquet.read_table(finished.path / "log_ratios.parquet")
     data = load_data(load_config(finished.path / "config.yaml").data).split("eval")
-    assert table.column_names == ["pair_id", "annotator_id", "groups", "weight", "logratio_diff", "pair_weight"]
+    promised = {"pair_id", "annotator_id", "groups", "weight", "logratio_diff", "pair_weight", "policy_chosen"}
+    assert promised <= set(table.column_names)
     assert table["pair_id"].to_pylist() == [row.pair_id for row in data]
     assert table["annotator_id"].to_pylist() == [row.annotator_id for row in data]
     assert [json.loads(g) for g in table["groups"].to_pylist()] == [dict(row.groups) for row in data]
