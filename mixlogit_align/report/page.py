@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from mixlogit_align.alignment.settings import dump_config
 from mixlogit_align.report import figures, tables
@@ -88,17 +89,21 @@ def _verdict(found: Sequence[Check], evidence: Evidence) -> str:
 
 
 def _alarms(runs: Sequence[Run]) -> list[str]:
+    """Each kind once, with the runs that it was raised in and the words of the first."""
+    raised: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
+    for run in runs:
+        for alarm in run.alarms:
+            raised.setdefault(alarm["name"], []).append((run, alarm))
     items = "".join(
-        f"<li><b>{escape(run.name)}</b>, {escape(alarm['stage'])} step {alarm['step']}, "
-        f"<code>{escape(alarm['name'])}</code>: {escape(alarm['message'])}</li>"
-        for run in runs
-        for alarm in run.alarms
+        f"<li><code>{escape(name)}</code>: {escape(found[0][1]['message'])} <small>"
+        + "; ".join(
+            f"{escape(run.name)} ({escape(run.data_name)}), {escape(a['stage'])} step {a['step']}" for run, a in found
+        )
+        + "</small></li>"
+        for name, found in raised.items()
     )
-    return (
-        [_section("Alarms", f"<p>What the runs noticed themselves; look before trusting them.</p><ul>{items}</ul>")]
-        if items
-        else []
-    )
+    words = "<p>What the runs noticed themselves: look before you trust them. Numbers are the first run's.</p>"
+    return [_section("Alarms", f"{words}<ul>{items}</ul>")] if items else []
 
 
 def _recovery(recovery: Recovery) -> str:
