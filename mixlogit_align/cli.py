@@ -692,8 +692,21 @@ def _dry_run(config: AlignmentConfig, processes: int) -> int:
     return PASSED
 
 
+def _rows_of(file: Path) -> str:
+    """How many comparisons a run had, and the rows that were left out, as its ``data.json`` has them."""
+    import json
+
+    if not file.exists():
+        return ""
+    data = json.loads(file.read_text(encoding="utf-8"))
+    sizes = {split: report["prompts"]["texts"] for split, report in data["tokenization"].items()}
+    left_out = [f"{rule} {count}" for rule, count in (data["reader"].get("bad_rows") or {}).items()]
+    aside = f"; rows left out: {', '.join(left_out)}" if left_out else ""
+    return f", {sizes['train']} comparisons to train on, {sizes['eval']} held out{aside}"
+
+
 def _print_result(config: AlignmentConfig, result: RunResult) -> None:
-    print(f"data: {config.data.source}")
+    print(f"data: {config.data.source}{_rows_of(result.path / 'data.json')}")
     for stage, metrics in result.metrics.items():
         print(
             f"{stage}: held-out "

@@ -260,7 +260,8 @@ def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main([*train, "--name", "renamed", "--preference.strength.update.lr", "0.02"]) == 0
     run = tmp_path / "run"
     printed = capsys.readouterr().out
-    assert "data: simulated" in printed
+    assert "data: simulated, " in printed
+    assert " held out" in printed
     assert "preference: held-out loss" in printed
     assert json.loads((run / "run.json").read_text())["name"] == "renamed"
     assert json.loads((run / "strength.json").read_text())["learning_rate"] == 0.02

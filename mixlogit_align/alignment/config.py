@@ -16,6 +16,7 @@ from typing import Any, Literal
 from mixlogit_align.alignment.checks import not_negative, positive, require
 from mixlogit_align.alignment.data.config import DataConfig, SimulatedData
 from mixlogit_align.alignment.loss_config import LossConfig, MixDPO
+from mixlogit_align.errors import InvalidInputError, explain
 
 if typing.TYPE_CHECKING:
     from mixlogit_align.distributions import LearnableMixing
@@ -530,13 +531,17 @@ class PreferenceConfig(StageConfig):
     def _resolve(self, name: str, used: bool, default: Any = None) -> None:
         """Give a setting that the loss has a use for its default; refuse another."""
         value = getattr(self, name)
-        require(
-            value is None or used,
-            name,
-            value,
-            f"null with `loss: {{kind: {self.loss.kind}}}`, which has no use for it",
-            f"`{name}: null`, or leaving it out",
-        )
+        if value is not None and not used:
+            unused = [other for other in ("strength", "integration") if getattr(self, other) is not None]
+            unused = unused if name in unused else [name]
+            raise InvalidInputError(
+                explain(
+                    " and ".join(unused),
+                    got=repr(value) if isinstance(value, str) else "given",
+                    expected=f"nothing there with `loss: {{kind: {self.loss.kind}}}`, which has no use for it",
+                    hint=f"leaving out {' and '.join(unused)} (--preference.{' null --preference.'.join(unused)} null)",
+                )
+            )
         if value is None and used:
             object.__setattr__(self, name, default)
 

@@ -146,7 +146,7 @@ def read_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompar
                 _named(path),
                 got=f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}",
                 expected="a whole file as an earlier run wrote it",
-                hint=_anew(path),
+                hint="another `preference.reference_cache`: a file that is not there yet is computed and written",
             )
         ) from error
     now = dataclasses.asdict(key)

@@ -161,6 +161,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         value = _yaml(value, where) if written else str(value)
     if value is None and optional:
         return None
+    if len(sections) > 1 and isinstance(value, str) and value in by_tag(sections):
+        value = {tag_of(sections[0]): value}  # `loss: dpo` for `loss: {kind: dpo}`
     if sections:
         return _section(sections[0] if len(sections) == 1 else _chosen(sections, value, where), value, f"{where}.")
     given = tuple(option for option in options_of(hint) if option is not type(None))

@@ -22,6 +22,11 @@ from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING
 from mixlogit_align.alignment.tracking import Tracker
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
+# Added to the size of the strength's gradient, nats for a change of 1 in a log, before it is divided by it. At the
+# first step policy and reference agree, so that this gradient is rounding of some 1e-8, which would else become a whole
+# step in a random direction; gradients that the data cause are a thousand times larger.
+STRENGTH_EPS = 1e-6
+
 
 class NonFiniteLossError(MixlogitError, RuntimeError):
     """A loss or gradient became NaN or infinite.
@@ -160,8 +165,11 @@ class MetricsLog:
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimiser with one parameter group for each of ``groups``."""
-    options = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+    """The configured optimiser with one parameter group for each of ``groups``; see `STRENGTH_EPS`."""
+    options: list[dict[str, Any]] = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
+    for group, option in zip(groups, options, strict=True):
+        if group.name == "strength":
+            option["eps"] = STRENGTH_EPS
     if config.name == "adamw":
         return torch.optim.AdamW(options, weight_decay=0.0)
     return torch.optim.RMSprop(options, alpha=RMSPROP_SMOOTHING)

@@ -126,7 +126,7 @@ def test_an_override_may_open_a_section(tmp_path):
         ({"preference": {"strength": {"famly": "gamma"}}}, r"unknown preference\.strength\.famly.*Try .*\.family"),
         ({"data": {"source": "hh", "folder": "x"}}, r"unknown data\.folder; expected one of source, .*Try one of"),
         ({"data": {"source": "hh", "max_trian": 9}}, r"unknown data\.max_trian; .*Try data\.max_train"),
-        ({"data": "hh"}, r"data: got 'hh'; expected a section of settings"),
+        ({"data": 3}, "data: got 3; expected a section of settings"),
         ({"data": {"source": ["hh"]}}, r"data\.source: got \['hh'\]; expected one of simulated, hh"),
         ({"optim": {"lr": 1}}, r"unknown optim; .*Try sft\.optim or preference\.optim\."),
         ({"data": {"source": "hh", "utility_scale": 9}}, r"data\.utility_scale; .*Try `source: simulated`, which"),
@@ -149,6 +149,19 @@ def test_an_override_may_open_a_section(tmp_path):
 def test_errors_name_the_setting_and_what_to_try(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         parse_config({"out": "o", **settings})
+
+
+def test_a_kind_may_be_given_by_its_name_alone():
+    by_name = parse_config({"out": "o", "preference": {"loss": "ipo"}, "data": "simulated"})
+    assert by_name == parse_config({"out": "o", "preference": {"loss": {"kind": "ipo"}}})
+    assert by_name == parse_config({"out": "o"}, ["preference.loss=ipo"])
+
+
+def test_what_another_loss_does_not_use_is_named_at_once_with_the_way_out():
+    settings = {"loss": "dpo", "strength": {"family": "gamma"}, "integration": {"rule": "closed_form"}}
+    words = r"strength and integration: got given.*--preference\.strength null --preference\.integration null"
+    with pytest.raises(InvalidInputError, match=words):
+        parse_config({"out": "o", "preference": settings})
 
 
 def test_out_is_required():

@@ -67,8 +67,8 @@ def test_drift_is_what_the_optimiser_does_under_a_constant_gradient(name, warmup
         optimizer.param_groups[0]["lr"] = 1e-2 * min((step + 1) / max(warmup_steps, 1), 1.0)
         parameter.grad = torch.full_like(parameter, -3.0)
         optimizer.step()
-    # the optimisers add 1e-8 to the gradient's size of 3
-    assert parameter.item() == pytest.approx(constant_gradient_drift(config, 1e-2, 30), rel=1e-7)
+    # the optimisers add 1e-6 to the gradient's size of 3, of which RMSprop sees a tenth at first
+    assert parameter.item() == pytest.approx(constant_gradient_drift(config, 1e-2, 30), rel=5e-6)
 
 
 @pytest.mark.parametrize(
