@@ -199,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         From ``--help``, ``--version`` and wrong arguments.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    parser = _parser()
+    parser = _parser(words)
     options, rest = parser.parse_known_args(words)
     if options.run in (_sft, _train):
         options.settings, options.again = _overrides(parser, rest), _again(words)
@@ -211,12 +211,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; what was written so far is kept", file=sys.stderr)
         return INTERRUPTED
     except (InvalidInputError, IntegrationError, OSError) as error:
-        _complain(f"error: {error}")
+        _complain(f"error: {_in_our_words(error)}")
         return USAGE
     except MixlogitError as error:
         _complain(f"failed: {error}")
         return FAILED
     return status
+
+
+def _in_our_words(error: Exception) -> str:
+    """The message of an error; that of the operating system about a file says what to try, as ours do."""
+    if not isinstance(error, OSError) or error.filename is None or not error.strerror:
+        return str(error)
+    got = f"{error.strerror[0].lower()}{error.strerror[1:]}"
+    expected = "a place that can be read, or written to"
+    return explain(str(error.filename), got=got, expected=expected, hint="another path, or its permissions")
 
 
 def _rank() -> int:
@@ -241,9 +250,19 @@ def _complain(message: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    hint = ""  # what to try, behind every error
+
     def error(self, message: str) -> NoReturn:
         _wait_for_turn()
-        super().error(message)
+        super().error(f"{message}{self.hint}")
+
+
+def _hint(words: Sequence[str]) -> str:
+    """What to try where a file of settings stands without ``--config``."""
+    if any(word.partition("=")[0] in ("--config", "--recipe") for word in words):
+        return ""
+    file = next((word for word in words if word.endswith((".yaml", ".yml"))), None)
+    return "" if file is None else f"; try --config {file}"
 
 
 class _Settings(argparse.Action):
@@ -262,7 +281,18 @@ class _Settings(argparse.Action):
         parser.exit()
 
 
-class _Recipe(argparse.Action):
+class _Once(argparse.Action):
+    """Keeps a value, and refuses a second: which of the two is meant is unknown."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if (before := getattr(namespace, self.dest)) is not None:
+            parser.error(f"{option_string} given twice, {before} and {values}; try one of them")
+        setattr(namespace, self.dest, values)
+
+
+class _Recipe(_Once):
     """Keeps the name of a recipe; without one, prints what there are and stops."""
 
     def __call__(
@@ -273,10 +303,11 @@ class _Recipe(argparse.Action):
 
             print(catalogue(), end="")
             parser.exit()
-        setattr(namespace, self.dest, values)
+        super().__call__(parser, namespace, values, option_string)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """The parser of every command; ``words`` are those that it will be given, for its hints."""
     plain = argparse.RawDescriptionHelpFormatter
     parser = _Parser(
         prog="mixlogit-align",
@@ -288,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name: str, what: str, more: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    def command(name: str, what: str, more: str, epilog: str | None = None) -> _Parser:
         added = commands.add_parser(
             name, help=what, description=f"{what[0].upper()}{what[1:]}.\n\n{more}", epilog=epilog,
             formatter_class=plain, allow_abbrev=False,
@@ -315,8 +346,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         examples = TRAIN_EXAMPLES.replace("COMMAND", name).replace("STAGE", stage)
         train = command(name, what, TRAIN, examples + textwrap.indent(EXAMPLE_CONFIG, "  "))
+        train.hint = _hint(words)
         source = train.add_mutually_exclusive_group(required=True)
-        source.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings")
+        source.add_argument("--config", metavar="FILE", type=Path, action=_Once, help="YAML file of settings")
         source.add_argument(
             "--recipe", metavar="NAME", nargs="?", action=_Recipe,
             help="settings of the MixDPO paper, e.g. prism/pythia-2.8b/gamma; without NAME, list them and stop",
@@ -351,7 +383,7 @@ def _parser() -> argparse.ArgumentParser:
         "RUN is the folder of a run, of a demonstration, or one that holds several. The page needs no network.",
     )
     report.add_argument("runs", metavar="RUN", nargs="+", type=Path)
-    report.add_argument("--out", type=Path, help="the page (default: report.html in the first RUN)")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in RUN, where there is one)")
     report.set_defaults(run=_report)
     return parser
 
@@ -797,7 +829,17 @@ def _winrate(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from mixlogit_align.report import write_report
 
-    out = options.out or options.runs[0] / "report.html"
+    if options.out is None and len(options.runs) > 1:
+        raise InvalidInputError(
+            explain(
+                "--out",
+                got=f"nothing, with {len(options.runs)} RUNs",
+                expected="a page for all of them: the report.html in a run's folder is about that run",
+                hint="--out report.html",
+            )
+        )
+    only = options.runs[0]
+    out = options.out or (only.parent if only.is_file() else only) / "report.html"
     found = write_report(options.runs, out)
     for check in found:
         print({True: "passed", False: "FAILED", None: "open"}[check.passed], check.text)

@@ -115,6 +115,9 @@ def test_help_names_every_command_and_status(capsys: pytest.CaptureFixture[str])
         (["train", "--config", "run.yaml", "--recipe", "hh/phi-2/dpo"], "not allowed with argument --config"),
         (["train", "--recipe", "hh/phi-2/dpo", "--dry-run", "many"], "invalid int value: 'many'"),
         (["train", "--settings", "preference.lr"], "preference.optim.lr"),
+        (["train", "run.yaml"], "is required; try --config run.yaml"),
+        (["train", "--config", "a.yaml", "--config=b.yaml"], "--config given twice, a.yaml and b.yaml"),
+        (["train", "--recipe", "hh/phi-2/dpo", "--recipe", "hh/phi-2/gamma"], "--recipe given twice"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,17 +281,40 @@ def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert page.stat().st_size > 1000
 
 
-def test_report_of_a_failure_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def recovery(tmp_path: Path) -> Path:
+    """The file of a recovery that failed."""
     names: Callable[..., dict[str, None]] = dict.fromkeys
     row = {
         "case": "a", "true": {"x.loc": 1.0}, "estimate": {"x.loc": 9.0}, "std_error": {"x.loc": 0.1},
         "z": {"x.loc": 80.0}, "note": "", "seconds": 1.0, "passed": False, "xlogit_estimate": None,
     } | names(("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff", "xlogit_default_start"))  # fmt: skip
     content = {"versions": {}, "machine": "m", "rows": [row], "passed": False}
-    (tmp_path / "recovery.json").write_text(json.dumps(content))
-    assert cli.main(["report", str(tmp_path)]) == cli.FAILED
+    path = tmp_path / "recovery.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_report_of_a_failure_fails(recovery: Path, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(recovery if named == "file" else recovery.parent)]) == cli.FAILED
     assert "FAILED Known strengths recovered: 0 of 1 cases" in capsys.readouterr().out
-    assert (tmp_path / "report.html").exists()
+    assert (recovery.parent / "report.html").exists()
+
+
+def test_a_report_of_several_leaves_that_of_the_first_alone(recovery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(recovery), str(recovery.parent)]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert "--out: got nothing, with 2 RUNs" in error
+    assert one_line(error)
+    assert not (recovery.parent / "report.html").exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(recovery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["report", str(recovery), "--out", str(recovery / "page.html")]) == cli.USAGE
+    error = capsys.readouterr().err
+    assert f"{recovery}: got file exists; expected a place" in error
+    assert one_line(error)
 
 
 @pytest.mark.parametrize("module", ["mixlogit_align", "mixlogit_align.cli"])
