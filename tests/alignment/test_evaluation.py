@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
 import os
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -470,6 +472,16 @@ def test_subgroups_are_one_family_and_small_ones_are_no_part_of_it():
     assert [math.isnan(g.adjusted_pvalue) for g in aggregates] == [True] * len(aggregates)
 
 
+def test_where_few_replications_draw_every_part_there_is_no_interval():
+    # 80 levels of two annotators: one replication in 10^5 draws all of them
+    people = np.arange(160)
+    groups = [{"country": str(person // 2)} for person in people]
+    one, two = (bare(x, annotator_ids=[str(i) for i in people], groups=groups) for x in (people - 70.0, 0.0 * people))
+    found = gain(gains(one, two, minimum=2, num_replications=200), kind="macro", attribute="country")
+    assert (math.isnan(found.lower), math.isnan(found.upper), found.num_replications) == (True, True, 0)
+    assert 0.0 < found.pvalue < 1.0
+
+
 def test_benjamini_and_hochberg_reject_no_less_than_holm():
     one, two = some_pairs(shift=0.3), some_pairs()
     found = [
@@ -663,13 +675,30 @@ def test_an_evaluation_is_written_and_not_scored_again(runs, monkeypatch, tmp_pa
         run_pairs(runs["sft"].path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"name": "other"}, {"policy_chosen": None, "policy_rejected": None}, {"left_out": (7,)}],
+    ids=["another run's", "log-ratios alone", "fewer pairs"],
+)
+def test_another_table_in_a_runs_folder_is_not_taken_for_its_own(runs, tmp_path, changes):
+    folder = shutil.copytree(runs["sft"].path, tmp_path / "sft")
+    table = run_pairs(folder)
+    write_pairs(dataclasses.replace(table, **changes), folder / "pairs.parquet")
+    found = run_pairs(folder)
+    assert (found.name, found.left_out) == ("sft", ())
+    np.testing.assert_array_equal(found.policy_chosen, table.policy_chosen)
+
+
 def test_a_run_that_has_not_finished_is_refused(runs, tmp_path):
     config = (runs["both"].path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(InvalidInputError, match="no whole run"):
         run_pairs(tmp_path)
-    with pytest.raises(InvalidInputError, match="no such file"):
+    with pytest.raises(InvalidInputError, match="no such folder or file"):
         run_pairs(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInputError, match="no run: no config"):
+        run_pairs(tmp_path / "empty")
 
 
 def test_a_run_on_other_data_than_its_settings_give_now_is_refused(runs, tmp_path):
@@ -698,12 +727,31 @@ def test_the_command_tells_and_writes(runs, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("num_annotators", "words"),
+    [
+        (1, ["no standard error and no interval (-): all pairs are of one cluster", "1 clusters, where 10 are the"]),
+        (5, ["no interval and no p-value (-) over all pairs: 5 clusters, where 10 are the least (--minimum)"]),
+        (40, []),
+    ],
+)
+def test_where_there_is_no_interval_it_is_told_why(tmp_path, num_annotators, words):
+    for name, shift in (("one", 0.4), ("two", 0.0)):
+        table = some_pairs(shift=shift, num_annotators=num_annotators, groups=None)
+        write_pairs(table, tmp_path / name / f"{name}.parquet")
+    paths = [tmp_path / name / f"{name}.parquet" for name in ("one", "two")]
+    text = as_text(evaluate_run(*paths, num_replications=200))
+    assert [word for word in words if word not in text] == []
+    assert "nan" not in text
+    assert ("(-)" in text) == bool(words)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["RUN", "--by", "cohrt"], "Try 'cohort'"),
         (["RUN", "--metrics", "margin"], "unknown column 'margin'"),
         (["RUN", "--minimum", "1"], "minimum: got 1"),
-        (["nowhere"], "no such file"),
+        (["nowhere"], "nowhere: got no such folder or file; expected the folder of a run"),
     ],
     ids=["attribute", "metric", "minimum", "run"],
 )

@@ -388,7 +388,12 @@ def test_command_without_a_key_ends_before_anything_is_made(
             "budget",
             id="no prices",
         ),
-        pytest.param(["absent", "--judge", "reward:absent"], "absent", id="no run"),
+        pytest.param(["absent", "--judge", "reward:absent"], "absent", id="no reward model"),
+        pytest.param(
+            ["absent", "--judge", "http://host/v1", "--judge-model", "m", "--no-key"],
+            "absent: got no such folder or file",
+            id="no run",
+        ),
     ],
 )
 def test_wrong_usage_of_the_command_is_refused(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixlogit_align.alignment.checkpoint import write_durably
-from mixlogit_align.alignment.evaluation.averages import MINIMUM, Average
+from mixlogit_align.alignment.evaluation.averages import MINIMUM, Average, Estimate
 from mixlogit_align.alignment.evaluation.calibration import Calibration, Orientation
 from mixlogit_align.alignment.evaluation.clusters import ClusterBy
 from mixlogit_align.alignment.evaluation.metrics import pair_metrics
@@ -155,6 +155,8 @@ def as_text(found: Evaluated) -> str:
         )
     if evaluation.num_ties:
         head += f"\n{evaluation.num_ties} ties, which count one half in the accuracy"
+    if evaluation.overall.num_clusters < 2:
+        head += "\nno standard error and no interval (-): all pairs are of one cluster"
     parts += [head, _overall(evaluation.overall)]
     parts += [_calibration(evaluation.calibration)] if evaluation.calibration is not None else []
     parts += _attributes(evaluation.averages, _estimated, evaluation.minimum)
@@ -165,7 +167,7 @@ def as_text(found: Evaluated) -> str:
 
 def _overall(average: Average) -> str:
     rows = [
-        [name, f"{e.value:.4g}", f"{e.standard_error:.2g}", f"{e.lower:.4g} to {e.upper:.4g}"]
+        [name, _number(e.value, ".4g"), _number(e.standard_error, ".2g"), _interval(e, ".4g")]
         for name, e in average.estimates.items()
     ]
     return _table([["", "mean", "s.e.", "interval"], *rows])
@@ -175,7 +177,7 @@ def _calibration(found: Calibration) -> str:
     event = "the favoured response" if found.orientation == "favoured" else "the response shown first"
     rows = [
         [f"{b.lower:.4f} to {b.upper:.4f}", str(b.num_pairs), f"{b.predicted:.4f}", f"{b.observed:.4f}",
-         f"{b.gap.value:+.4f}", f"{b.gap.standard_error:.4f}"]
+         f"{b.gap.value:+.4f}", _number(b.gap.standard_error, ".4f")]
         for b in found.bins
     ]  # fmt: skip
     return (
@@ -196,10 +198,20 @@ def _gained(found: Gains) -> Iterator[str]:
         (found.left_out, "with values that are not finite"),
     ):
         head += f"\n{len(ids)} pairs {what} are in no gain (pair_id {listed(ids)})" if ids else ""
+    overall = found.averages[0]
+    estimates: Mapping[str, Any] = overall.estimates
+    if overall.num_clusters < found.minimum:
+        head += (
+            f"\nno interval and no p-value (-) over all pairs: {overall.num_clusters} clusters, where {found.minimum} "
+            "are the least (--minimum)"
+        )
+    elif any(math.isnan(g.lower) for g in estimates.values()):
+        head += "\nno interval (-) where all replications lie on one side of the gain"
     rows = [
-        [name, f"{g.value:+.4g}", f"{g.standard_error:.2g}", f"{g.lower:+.4g} to {g.upper:+.4g}", _pvalue(g)]
-        for name, g in found.averages[0].estimates.items()
-    ]
+        [name, _number(g.value, "+.4g"), _number(g.standard_error, ".2g"), _interval(g, "+.4g"),
+         _number(g.pvalue, ".4g")]
+        for name, g in estimates.items()
+    ]  # fmt: skip
     yield head + "\n" + _table([["", "gain", "s.e.", "interval", "p"], *rows])
     yield from _attributes(found.averages, _won, found.minimum)
 
@@ -231,7 +243,7 @@ def _attribute(
 
 
 def _estimated(estimate: Any) -> str:
-    return f"{estimate.value:.4g} ({estimate.standard_error:.2g})"
+    return f"{_number(estimate.value, '.4g')} ({_number(estimate.standard_error, '.2g')})"
 
 
 def _won(gain: Gain) -> str:
@@ -241,8 +253,13 @@ def _won(gain: Gain) -> str:
     return f"{_estimated(gain)}{stars}"
 
 
-def _pvalue(gain: Any) -> str:
-    return "-" if math.isnan(gain.pvalue) else f"{gain.pvalue:.4g}"
+def _number(value: float, shape: str) -> str:
+    """A number; "-" where there is none."""
+    return "-" if math.isnan(value) else f"{value:{shape}}"
+
+
+def _interval(estimate: Estimate, shape: str) -> str:
+    return "-" if math.isnan(estimate.lower) else f"{estimate.lower:{shape}} to {estimate.upper:{shape}}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -39,7 +39,8 @@ class Gain(Estimate):
     value, standard_error : float
         As of `Estimate`.
     lower, upper : float
-        Ends of the BCa interval of the paired cluster bootstrap; NaN for selections that are too small.
+        Ends of the BCa interval of the paired cluster bootstrap; NaN for selections that are too small, and where more
+        than half of the replications lack a part.
     num_replications : int
         In which every part of the selection was drawn; the others say nothing of it.
     pvalue : float
@@ -227,7 +228,10 @@ def _untested(estimate: Estimate) -> Gain:
 
 
 class _Replicated(NamedTuple):
-    """A selection's means, (P,), on resampled clusters (B, P), without each cluster (G, P), and each cluster's pull."""
+    """A selection's means, (P,), on resampled clusters (B, P), without each cluster (G, P), and each cluster's pull.
+
+    NaN in a replication in which a part was not drawn.
+    """
 
     means: Vector
     drawn: Vector
@@ -254,13 +258,15 @@ def _replicated(
         without += (sums.sum(0) - sums) / (totals.sum() - totals)[:, None] / num_parts
         pull += sums / totals.sum() / num_parts
     means, _ = part_means(selection, matrix, weights)
-    return _Replicated(means, drawn[np.isfinite(drawn).all(1)], without, pull)
+    return _Replicated(means, drawn, without, pull)
 
 
 def _tested(gain: Gain, replicated: _Replicated, p: int, level: float, num_permutations: int, seed: int) -> Gain:
     """The gain with its interval and p-value; ``p`` is the place of its metric."""
-    means, drawn, without, pull = (torch.from_numpy(x) for x in replicated)
-    lower, upper = bca_interval(means[p, None], drawn[:, p, None], without[:, p, None], level)[:, 0].tolist()
+    means, every, without, pull = (torch.from_numpy(x) for x in replicated)
+    drawn, lower, upper = every[torch.isfinite(every).all(1)], math.nan, math.nan
+    if 2 * len(drawn) >= len(every):
+        lower, upper = bca_interval(means[p, None], drawn[:, p, None], without[:, p, None], level)[:, 0].tolist()
     test = sign_flip_test(pull[:, p], num_permutations=num_permutations, seed=seed)
     return dataclasses.replace(
         gain, lower=lower, upper=upper, num_replications=len(drawn), pvalue=test.pvalue, exact=test.exact

@@ -22,10 +22,10 @@ from mixlogit_align.alignment.data.config import DataConfig
 from mixlogit_align.alignment.data.schema import Prompt, Split
 from mixlogit_align.alignment.evaluation.metrics import pair_metrics
 from mixlogit_align.alignment.evaluation.pairs import NonFinite, PairTable, Vector, listed, read_pairs, write_pairs
+from mixlogit_align.alignment.finished import run_config
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
 from mixlogit_align.alignment.losses import PreferenceLoss, mixdpo_loss
 from mixlogit_align.alignment.objectives import HeldOut
-from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.distributions import LearnableMixing
 from mixlogit_align.errors import InvalidInputError, explain
@@ -171,7 +171,8 @@ def run_pairs(
 
     Read from its ``log_ratios.parquet``. Where that lacks log-probabilities, and where there is none since the run had
     no preference stage, ``policy/`` scores the pairs, in float32; the table is kept as ``pairs.parquet`` in the run
-    folder and read from there for as long as it is newer than what it was made of.
+    folder and read from there for as long as it is newer than what it was made of. Another table that was written
+    there, or one that lacks pairs which are now to be refused, is not taken for it.
 
     Parameters
     ----------
@@ -192,7 +193,7 @@ def run_pairs(
         When there is no run, it has not finished, or its data are no longer those it was run on; and as `policy_pairs`.
     """
     folder = Path(run)
-    config = load_config(folder / "config.yaml")
+    config = run_config(folder)
     path = folder / "log_ratios.parquet"
     known = read_pairs(path, name=config.name, non_finite=non_finite) if path.exists() else None
     if known is not None and known.policy_chosen is not None:
@@ -210,7 +211,10 @@ def run_pairs(
     if stored.exists():
         made_of = [folder / "config.yaml", path, *(folder / "policy").glob("*")]
         if all(file.stat().st_mtime_ns < stored.stat().st_mtime_ns for file in made_of if file.exists()):
-            return read_pairs(stored, non_finite=non_finite)
+            table = read_pairs(stored, non_finite=non_finite)
+            whole = table.policy_chosen is not None and (non_finite == "leave_out" or not table.left_out)
+            if whole and table.name == config.name:
+                return table
     table = policy_pairs(
         folder / "policy", config.data, config.tokenization, name=config.name,
         device=device, batch_size=batch_size, non_finite=non_finite, progress=progress,

@@ -13,6 +13,7 @@ from typing import Any
 from mixlogit_align.alignment.checkpoint import write_durably
 from mixlogit_align.alignment.config import AlignmentConfig, PretrainedModel
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.finished import policy_of, run_config
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.winrate.alpaca_eval import (
@@ -26,7 +27,7 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
 from mixlogit_align.alignment.winrate.comparison import ANNOTATIONS, PairedComparison, compare_results
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig
 from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, FormName, Order
-from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, policy_of, sample_prompts
+from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, sample_prompts
 from mixlogit_align.alignment.winrate.judges import Judge, RewardJudge, judge_outputs
 from mixlogit_align.alignment.winrate.length_control import LengthControl, fit_length_control
 from mixlogit_align.alignment.winrate.pairs import Outputs, pair_outputs
@@ -142,7 +143,7 @@ def judge_run(
         Where the judge has no verdict on any prompt.
     """
     run = Path(run)
-    config = None if run.is_file() else load_config(run / "config.yaml")
+    config = None if run.is_file() else run_config(run)
     against = Path(opponent) if opponent is not None else _began_with(run, config)
     folder = Path(out) if out is not None else (run.parent if run.is_file() else run) / f"winrate-{_slug(against)}"
     folder.mkdir(parents=True, exist_ok=True)

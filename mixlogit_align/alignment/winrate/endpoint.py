@@ -92,7 +92,10 @@ class EndpointConfig:
     output_price: float | None = None
 
     def __post_init__(self) -> None:
-        parts = httpx.URL(self.url)
+        try:
+            parts = httpx.URL(self.url)
+        except httpx.InvalidURL:  # whose message may hold a key
+            parts = httpx.URL()
         plain = parts.scheme in ("http", "https") and parts.host and not (parts.query or parts.userinfo)
         require(
             bool(plain),
@@ -262,7 +265,7 @@ class Endpoint:
             asked = None
             try:
                 response = self._client.post(f"{self.config.url.rstrip('/')}/chat/completions", json=dict(body))
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 seen = self.hide(f"{type(error).__name__}: {error}")
             else:
                 status = response.status_code

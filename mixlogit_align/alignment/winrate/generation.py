@@ -20,7 +20,6 @@ from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.tokenization import TruncationReport, tokenize
 from mixlogit_align.alignment.winrate.cache import AnswerCache, fingerprint
 from mixlogit_align.alignment.winrate.pairs import Outputs
-from mixlogit_align.errors import InvalidInputError, explain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,26 +236,3 @@ def _respond(
         end = next((i for i, token in enumerate(row) if token in ends), None)
         responses.append((row[:end], end is not None))
     return responses
-
-
-def policy_of(run: str | Path) -> Path:
-    """The policy of a finished run; anything that is no run is taken for a policy itself.
-
-    Raises
-    ------
-    InvalidInputError
-        For a run that has not finished.
-    """
-    folder = Path(run)
-    if not (folder / "config.yaml").is_file():
-        return folder
-    if not (folder / "policy").is_dir():
-        raise InvalidInputError(
-            explain(
-                str(folder),
-                got="a run without policy/",
-                expected="a run that has finished",
-                hint="`mixlogit-align train --resume`",
-            )
-        )
-    return folder / "policy"
