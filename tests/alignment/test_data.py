@@ -97,6 +97,8 @@ def test_splits_cohorts_and_ids():
     cohorts = {row.annotator_id: row.groups["cohort"] for row in data.comparisons}
     assert sorted(cohorts.values()) == ["stronger"] * 5 + ["weaker"] * 5
     assert data.report["rows_used"] == 340
+    train, evaluated = ({row.prompt for row in data.split(name)} for name in ("train", "eval"))
+    assert data.report["prompts_in_both_splits"] == len(train & evaluated) > 10
 
 
 # --- HH --------------------------------------------------------------------------------------------
@@ -156,6 +158,15 @@ def test_hh_subsets_are_folders_and_groups(tmp_path):
     data = load_data(HHData(path=str(tmp_path), subsets=("harmless-base", "helpful-base")))
     assert [row.groups["subset"] for row in data.split("train")] == [*["harmless-base"] * 2, *["helpful-base"] * 2]
     assert len({row.pair_id for row in data.comparisons}) == 6
+
+
+def test_bad_rows_of_hh_subsets_are_told_apart(tmp_path):
+    bad = {"chosen": asked("q", "good"), "rejected": asked("q", "")}
+    for name in ("harmless-base", "helpful-base"):
+        write_hh(tmp_path / name, [bad])
+    rows = r"harmless-base/train.jsonl.gz:1 \(rejected\), helpful-base/train.jsonl.gz:1 \(rejected\)"
+    with pytest.raises(InvalidInputError, match=rf"empty_response: 2 \({rows}"):
+        load_data(HHData(path=str(tmp_path), subsets=("harmless-base", "helpful-base")))
 
 
 def test_hh_sample(shared_data):

@@ -65,6 +65,13 @@ def test_several_files_are_one_table(tmp_path, place):
     assert sorted(row.pair_id for row in data.comparisons) == list(range(40))
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "rows.jsonl", [ROWS[0], "not a row"])
+    with pytest.raises(InvalidInputError, match=r"unparsable_line: 2 \(a/rows.jsonl:2 .*, b/rows.jsonl:2 "):
+        load_data(TableData(path=str(tmp_path / "*" / "rows.jsonl")))
+
+
 def test_shards_of_a_split_are_found_by_its_name(tmp_path):
     for i in range(2):
         write(tmp_path / f"train-0000{i}-of-00002.parquet", ROWS[10 * i : 10 * i + 10])
@@ -96,8 +103,9 @@ def test_one_table_in_two_formats_is_refused(tmp_path):
         ("rows.json", b'[{"prompt": ', "rows.json"),
         ("rows.csv", b"prompt,chosen,rejected\nq,\xff,b\n", "rows.csv"),
         ("rows.csv", b"prompt,chosen,rejected,chosen\nq,a,b,c\n", "column 'chosen' twice"),
+        ("rows.csv", b"prompt;chosen;rejected\nq;a;b\n", "one column, 'prompt;chosen;rejected'; .*the separator"),
     ],
-    ids=["ending", "parquet", "cut", "json", "bytes", "columns"],
+    ids=["ending", "parquet", "cut", "json", "bytes", "columns", "separator"],
 )
 def test_an_unreadable_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
@@ -313,7 +321,7 @@ def test_a_refusal_lists_every_rule_and_says_what_to_try():
         bad.add("file:1", rule)
     with pytest.raises(InvalidInputError, match="leave_out") as error:
         bad.settle()
-    assert [rule for rule in RULES if f"{rule}: 1 (file:1)" not in str(error.value)] == []
+    assert str(error.value).splitlines()[1:] == [f"  {rule}: 1 (file:1). Rule: {RULES[rule]}." for rule in RULES]
 
 
 @pytest.mark.parametrize(

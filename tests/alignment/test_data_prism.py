@@ -208,7 +208,9 @@ def test_only_the_turn_that_breaks_a_rule_and_those_after_it_are_left_out(prism)
 
 
 def test_a_person_twice_in_the_survey_is_refused(prism):
-    with pytest.raises(InvalidInputError, match=r"conflicting_ids: 1 \(survey.jsonl:2 \(user_id user0\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"conflicting_ids: 1 \(survey.jsonl:2 \(user_id user0, as in survey.jsonl:1\)"
+    ):
         prism(conversation(SECOND), people=(PERSON, PERSON))
 
 

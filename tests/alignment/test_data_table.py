@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from mixlogit_align.alignment.data import Message, load_data
@@ -117,6 +119,24 @@ def test_settings_that_contradict_each_other_are_refused(settings):
         TableData(**{"path": "x", **settings})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chosen": "a"}, "rejected: got None beside chosen='a'"),
+        ({"choice": "best"}, "responses: got () beside choice='best'"),
+        (
+            {"chosen": "a", "rejected": "b", "responses": ("c",), "choice": "d"},
+            "responses: got ('c',) beside chosen='a', rejected='b', choice='d'",
+        ),
+        ({"split": "part", "eval_split": "test"}, "split: got 'part'"),
+    ],
+    ids=str,
+)
+def test_a_contradiction_is_told_by_the_name_of_a_setting(settings, message):
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(message)}"):
+        TableData(path="x", **settings)
+
+
 # --- prompts and responses -------------------------------------------------------------------------
 
 
@@ -226,6 +246,27 @@ def test_rows_that_break_a_rule(table, case):
     assert data.report["bad_rows"] == {rule: 1}
     assert data.report["rows_read"] == 2
     assert len(data.comparisons) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "detail"),
+    [
+        ("empty response", "(chosen)"),
+        ("empty message", "(chosen)"),
+        ("number", "(rejected is of type int)"),
+        ("repeated", "(chosen)"),
+        ("id", "(id 1, as in rows.jsonl:1)"),
+    ],
+)
+def test_a_bad_row_is_told_with_its_column_and_its_double(table, case, detail):
+    rule, row, settings = BAD[case]
+    with pytest.raises(InvalidInputError, match=re.escape(f"{rule}: 1 (rows.jsonl:2 {detail}). Rule: ")):
+        table(good_row(settings), row, **settings)
+
+
+def test_a_bad_candidate_of_a_list_is_told_by_its_index(table):
+    with pytest.raises(InvalidInputError, match=r"empty_response: 1 \(rows.jsonl:1 \(all\[1\]\)\)"):
+        table({"prompt": "q", "all": ["a", " "], "best": 0}, **SETS)
 
 
 def test_identical_candidates(table):

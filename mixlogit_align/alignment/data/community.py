@@ -33,7 +33,7 @@ def read_community(config: CommunityData) -> PreferenceData:
     bad = BadRows(source="community", policy=config.bad_rows)
     counts: Counter[str] = Counter()
     first_prompts: dict[str, str | None] = {}
-    votes: set[tuple[str, str, frozenset[str]]] = set()
+    votes: set[tuple[str, tuple[Message, ...], frozenset[str]]] = set()
 
     columns = ["conversation_id", "annotator_id", *(f"first_turn_{name}" for name in FIELDS), *config.groups]
     columns += ["assigned_lang"] if config.languages else []
@@ -69,7 +69,7 @@ def read_community(config: CommunityData) -> PreferenceData:
                 history = [*asked, Message("assistant", texts[choice])]
                 if not wanted(config, turn):
                     continue
-                vote = (annotator, repr(asked), frozenset(texts))
+                vote = (annotator, tuple(asked), frozenset(texts))
                 if vote in votes:
                     counts["double_votes"] += 1
                     if config.double_votes == "first":

@@ -18,7 +18,7 @@ class SimulatedData:
     Parameters
     ----------
     num_train, num_eval : int
-        Number of comparisons in each split.
+        Number of comparisons in each split. Both splits share their twenty prompts.
     num_annotators : int
         Annotators; each has one strength and judges in both splits.
     strength_family : {"lognormal", "gamma"}
@@ -284,8 +284,8 @@ class TableData(StreamedSettings):
     weight : str or None
         Column of how often the choice counts.
     pair_id : str or None
-        Column of a whole number that names the row; None counts the rows. With ``sets: pairs``, ``responses`` become
-        pairs named 100 * pair_id + index of the rejected one.
+        Column of a whole number that names the row; None counts the rows. With ``sets: pairs``, three ``responses`` or
+        more become pairs named 100 * pair_id + index of the rejected one, and two the pair 100 * pair_id.
     split : str or None
         Column of the split: "train", or one of "eval", "test" and "validation". None holds prompts out.
     groups : tuple of str
@@ -314,20 +314,23 @@ class TableData(StreamedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         own = [name for name in ("eval_split", "split") if getattr(self, name) is not None]
-        require(len(own) < 2, "splits", own, "one of eval_split and split")
+        require(len(own) < 2, "split", self.split, "none beside eval_split", "leaving one of them out")
         if self.eval_fraction is not None:
             require(not own, "eval_fraction", self.eval_fraction, f"none beside {own}", "leaving one of them out")
             _share(self.eval_fraction)
-        pair, several = (self.chosen, self.rejected), (self.responses or None, self.choice)
-        named = [columns for columns in (pair, several) if any(columns)]
-        if len(named) > 1 or any(None in columns for columns in named):
-            got = {name: getattr(self, name) for name in ("chosen", "rejected", "responses", "choice")}
+        kinds = (("chosen", "rejected"), ("responses", "choice"))
+        given = {name: value for kind in kinds for name in kind if (value := getattr(self, name))}
+        begun = [kind for kind in kinds if not given.keys().isdisjoint(kind)]
+        missing = [name for kind in begun for name in kind if name not in given]
+        if missing or len(begun) > 1:
+            wrong = missing[0] if missing else "responses"
+            beside = ", ".join(f"{name}={value!r}" for name, value in given.items() if name != wrong)
             raise InvalidInputError(
                 explain(
-                    "columns",
-                    got=repr({name: value for name, value in got.items() if value}),
-                    expected="chosen and rejected, or responses and choice",
-                    hint="naming both columns of one kind",
+                    wrong,
+                    got=f"{getattr(self, wrong)!r} beside {beside}",
+                    expected="both of chosen and rejected, or both of responses and choice",
+                    hint="naming both columns of one kind and none of the other",
                 )
             )
         if not self.responses:

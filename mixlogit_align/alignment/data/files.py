@@ -21,6 +21,7 @@ Line = tuple[str, Mapping[str, Any]]  # where a row stands, and its fields
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 HUB = "hub:"
 PEEK = 1000  # characters, enough to see how a JSON file begins
+OTHER_SEPARATORS = ";\t|"  # than the comma of CSV
 
 
 def data_folder(name: str) -> Path:
@@ -65,7 +66,10 @@ def read_table(path: str, bad: BadRows, *, name: str | None = None, streaming: b
     """
     if path.startswith(HUB):
         return _hub_lines(path.removeprefix(HUB), name, streaming)
-    return (line for file in local_files(path, name) for line in _file_lines(file, bad))
+    files = local_files(path, name)
+    place = Path(_expanded(path))
+    top = place if place.is_dir() else os.path.commonpath([file.parent for file in files])
+    return (line for file in files for line in _file_lines(file, str(file.relative_to(top)), bad))
 
 
 def local_files(path: str, name: str | None = None) -> list[Path]:
@@ -103,12 +107,18 @@ def open_text(folder: Path, name: str) -> TextIO:
     """Open ``name`` or ``name.gz`` in ``folder`` as UTF-8 text."""
     path, packed = folder / name, folder / f"{name}.gz"
     if path.is_file():
-        return path.open(encoding="utf-8", newline="")
+        return _text(path)
     if packed.is_file():
-        return gzip.open(packed, "rt", encoding="utf-8", newline="")
+        return _text(packed)
     raise InvalidInputError(
         explain(str(folder), got=f"no {name}", expected=f"{name} or {name}.gz", hint="another folder")
     )
+
+
+def _text(file: Path, encoding: str = "utf-8") -> TextIO:
+    if file.suffix == ".gz":
+        return gzip.open(file, "rt", encoding=encoding, newline="")
+    return file.open(encoding=encoding, newline="")
 
 
 def _expanded(path: str) -> str:
@@ -124,29 +134,29 @@ def _format(file: Path) -> str | None:
     return ending if ending in FORMATS else None
 
 
-def _file_lines(file: Path, bad: BadRows) -> Iterator[Line]:
+def _file_lines(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
     kind = _format(file)
     with readable(str(file)):
         if kind == ".parquet":
-            yield from _parquet_lines(file)
+            yield from _parquet_lines(file, label)
         elif kind == ".csv":
-            yield from _csv_lines(file, bad)
+            yield from _csv_lines(file, label, bad)
         elif kind == ".jsonl":
-            yield from _json_lines(file, bad)
+            yield from _json_lines(file, label, bad)
         elif kind == ".json":
-            yield from _json_rows(file, bad)
+            yield from _json_rows(file, label, bad)
         else:
             raise InvalidInputError(
                 explain(str(file), got="an unknown format", expected=", ".join(FORMATS), hint="another ending")
             )
 
 
-def _json_lines(file: Path, bad: BadRows) -> Iterator[Line]:
+def _json_lines(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
-            where = f"{file.name}:{number}"
+            where = f"{label}:{number}"
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
@@ -158,26 +168,22 @@ def _json_lines(file: Path, bad: BadRows) -> Iterator[Line]:
                 bad.add(where, "unparsable_line", f"a {type(values).__name__}, not an object")
 
 
-def _json_rows(file: Path, bad: BadRows) -> Iterator[Line]:
+def _json_rows(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
     """A list of objects; or lines of them, as some write under this ending."""
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as text:
+    with _text(file) as text:
         if not text.read(PEEK).lstrip().startswith("["):
-            yield from _json_lines(file, bad)
+            yield from _json_lines(file, label, bad)
             return
         text.seek(0)
         for number, values in enumerate(json.load(text), start=1):
             if isinstance(values, dict):
-                yield f"{file.name}:{number}", values
+                yield f"{label}:{number}", values
             else:
-                bad.add(f"{file.name}:{number}", "unparsable_line", f"a {type(values).__name__}, not an object")
+                bad.add(f"{label}:{number}", "unparsable_line", f"a {type(values).__name__}, not an object")
 
 
-def _csv_lines(file: Path, bad: BadRows) -> Iterator[Line]:
-    with (
-        gzip.open(file, "rt", encoding="utf-8-sig", newline="")
-        if file.suffix == ".gz"
-        else file.open(encoding="utf-8-sig", newline="")
-    ) as text:
+def _csv_lines(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
+    with _text(file, "utf-8-sig") as text:
         rows = csv.DictReader(text)
         columns = Counter(rows.fieldnames or ())
         if len(columns) < columns.total():
@@ -186,15 +192,24 @@ def _csv_lines(file: Path, bad: BadRows) -> Iterator[Line]:
                     str(file), got=f"column {columns.most_common(1)[0][0]!r} twice", expected="one", hint="renaming"
                 )
             )
+        if len(columns) == 1 and any(mark in name for name in columns for mark in OTHER_SEPARATORS):
+            raise InvalidInputError(
+                explain(
+                    str(file),
+                    got=f"one column, {next(iter(columns))!r}",
+                    expected="columns separated by commas",
+                    hint="writing the table with commas; the separator of this one is another",
+                )
+            )
         for values in rows:
-            where = f"{file.name}:{rows.line_num}"
+            where = f"{label}:{rows.line_num}"
             if None in values or None in values.values():
                 bad.add(where, "unparsable_line", "its cells are not as many as the columns")
             else:
                 yield where, values
 
 
-def _parquet_lines(file: Path) -> Iterator[Line]:
+def _parquet_lines(file: Path, label: str) -> Iterator[Line]:
     import pyarrow.parquet
 
     number = 0
@@ -202,7 +217,7 @@ def _parquet_lines(file: Path) -> Iterator[Line]:
         for batch in table.iter_batches():
             for values in batch.to_pylist():
                 number += 1
-                yield f"{file.name}:{number}", values
+                yield f"{label}:{number}", values
 
 
 def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line]:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator
 from mixlogit_align.alignment.data.config import HHData
 from mixlogit_align.alignment.data.files import Line, read_table
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
-from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_text
 from mixlogit_align.alignment.data.schema import TURN, Comparison, PreferenceData, Split
 from mixlogit_align.alignment.data.sets import compare
 
 FILES: dict[Split, str] = {"train": "train", "eval": "test"}
+NAMES = ("chosen", "rejected")
 
 
 def split_transcript(transcript: str, name: str = "transcript") -> tuple[str, str]:
@@ -39,19 +40,18 @@ def read_hh(config: HHData) -> PreferenceData:
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
         if "prompt" in row.values and row.values["prompt"] is not None:
             prompt = row.text("prompt", "empty_prompt")
-            responses = tuple(row.text(name, "empty_response") for name in ("chosen", "rejected"))
+            responses = tuple(row.text(name) for name in NAMES)
         else:
-            (prompt, chosen), (other, rejected) = (
-                split_transcript(row.text(name), name) for name in ("chosen", "rejected")
-            )
+            (prompt, chosen), (other, rejected) = (split_transcript(row.text(name), name) for name in NAMES)
             if prompt != other:
                 raise BadRow("prompts_differ")
             responses = (chosen, rejected)
-        if not all(response.strip() for response in responses):
-            raise BadRow("empty_response")
+        responses = tuple(
+            f" {as_text(text, name, 'empty_response').strip()}" for name, text in zip(NAMES, responses, strict=True)
+        )
         choice = Comparison(
             prompt=prompt.lstrip("\n"),
-            responses=tuple(f" {response.strip()}" for response in responses),
+            responses=responses,
             choice=0,
             pair_id=row.number,
             split=split_of(row, prompt),

@@ -6,7 +6,7 @@ import random
 
 from mixlogit_align.alignment.data.config import HumourData
 from mixlogit_align.alignment.data.files import data_folder, read_table
-from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_whole
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_whole, once
 from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split
 from mixlogit_align.alignment.data.splits import keep_random
 
@@ -23,12 +23,12 @@ def read_humour(config: HumourData) -> PreferenceData:
     folder = str(data_folder(config.path))
     bad = BadRows(source="humour", policy=config.bad_rows)
     texts: dict[int, str] = {}
+    seen: dict[int, str] = {}
     for number, (where, values) in enumerate(read_table(folder, bad, name="items")):
         row = Row(number=number, where=where, values=values)
         with bad.leaving_out(where):
             item, text = as_whole(row.value("item"), "item"), row.text("text", "empty_response")
-            if item in texts:
-                raise BadRow("conflicting_ids", f"item {item}")
+            once(seen, item, where, "item")
             texts[item] = text.strip()
     held_out = set(random.Random(config.seed).sample(sorted(texts), round(config.eval_fraction * len(texts))))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mixlogit_align.alignment.data.columns import with_columns
 from mixlogit_align.alignment.data.files import Line
-from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row
+from mixlogit_align.alignment.data.rows import BadRows, Row, once
 
 
 def read_people(
@@ -19,13 +19,13 @@ def read_people(
     no column is an error that begins with ``what``.
     """
     people: dict[str, dict[str, str]] = {}
+    seen: dict[str, str] = {}
     flat = ((where, _flat(values)) for where, values in lines)
     for number, (where, values) in enumerate(with_columns(flat, (key, *groups), what)):
         row = Row(number=number, where=where, values=values)
         with bad.leaving_out(where):
             person = row.text(key)
-            if person in people:
-                raise BadRow("conflicting_ids", f"{key} {person}")
+            once(seen, person, where, key)
             people[person] = row.labels(groups)
     return people
 

@@ -17,7 +17,7 @@ from mixlogit_align.alignment.data.config import PrismData
 from mixlogit_align.alignment.data.files import read_table
 from mixlogit_align.alignment.data.people import read_people
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
-from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_number, as_text, as_whole
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_number, as_text, as_whole, once
 from mixlogit_align.alignment.data.schema import Comparison, Message, PreferenceData
 from mixlogit_align.alignment.data.sets import SLOTS, distinct, numbered
 from mixlogit_align.alignment.data.turns import wanted, written
@@ -46,13 +46,11 @@ def read_prism(config: PrismData) -> PreferenceData:
     counts: Counter[str] = Counter()
     survey = read_table(config.path, bad, name="survey", streaming=config.streaming)
     people = read_people(survey, config.groups, bad, key="user_id", what="groups of PRISM")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
         conversation, person = row.text("conversation_id"), row.text("user_id")
-        if conversation in seen:
-            raise BadRow("conflicting_ids", conversation)
-        seen.add(conversation)
+        once(seen, conversation, row.where, "conversation_id")
         if person not in people:
             raise BadRow("unknown_id", f"{person} is not in the survey")
         if config.balanced and not row.flag("included_in_balanced_subset"):

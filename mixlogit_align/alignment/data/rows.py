@@ -79,7 +79,7 @@ class Row:
         if _null(value) or value == "":
             return None
         if not isinstance(value, str | bool | int | float):
-            raise BadRow("wrong_type", f"{name} is a {type(value).__name__}")
+            raise BadRow("wrong_type", f"{name} is of type {type(value).__name__}")
         return str(value)
 
     def labels(self, names: tuple[str, ...]) -> dict[str, str]:
@@ -109,7 +109,7 @@ def as_text(value: Any, name: str, empty: str | None = None) -> str:
     if value is None:
         raise BadRow("missing_field", name)
     if not isinstance(value, str):
-        raise BadRow("wrong_type", f"{name} is a {type(value).__name__}")
+        raise BadRow("wrong_type", f"{name} is of type {type(value).__name__}")
     if empty and not value.strip():
         raise BadRow(empty, name)
     return value
@@ -124,6 +124,13 @@ def as_number(value: Any, name: str) -> float:
     if not math.isfinite(number):
         raise BadRow("wrong_type", f"{name} is {value!r:.40}")
     return number
+
+
+def once(seen: dict[Any, str], key: Any, where: str, name: str) -> None:
+    """Note where ``key`` stands; a bad row, which names the first one, where it was seen before."""
+    if key in seen:
+        raise BadRow("conflicting_ids", f"{name} {key}, as in {seen[key]}")
+    seen[key] = where
 
 
 def as_whole(value: Any, name: str) -> int:
@@ -176,16 +183,17 @@ class BadRows:
             Where there are bad rows and the policy is to refuse them.
         """
         if self.counts and self.policy == "refuse":
-            found = "; ".join(
-                f"{rule}: {count} ({', '.join(self.first[rule])}{', ...' if count > FIRST else ''})"
+            found = "\n".join(
+                f"  {rule}: {count} ({', '.join(self.first[rule])}{', ...' if count > FIRST else ''}). "
+                f"Rule: {RULES[rule]}."
                 for rule, count in self.counts.items()
             )
             raise InvalidInputError(
                 explain(
                     f"{self.source} data",
-                    got=f"rows that break a rule: {found}",
-                    expected="; ".join(RULES[rule] for rule in self.counts),
-                    hint="mending the rows, or `bad_rows: leave_out` to go on without them",
+                    got="rows that break a rule",
+                    expected="none",
+                    hint=f"mending them, or `bad_rows: leave_out` to go on without them:\n{found}",
                 )
             )
         return {"bad_rows": dict(self.counts), **({"first_bad_rows": dict(self.first)} if self.first else {})}

@@ -4,6 +4,8 @@ A response praises or blames a thing, e.g. " The lamp is very lovely and plain."
 ``scale * (degree * quality_1 + quality_2)`` of the words in it. An annotator of strength b prefers the first of two
 responses with probability sigma(b * (u_1 - u_2)), so over annotators the choice probability is the mixed
 logit E sigma(b * utility_diff). Nothing here comes from real people.
+
+The twenty prompts, one a thing, stand in both splits: what is held out are comparisons, not prompts.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import math
 import torch
 
 from mixlogit_align.alignment.data.config import SimulatedData
-from mixlogit_align.alignment.data.schema import Comparison, PreferenceData, Split, StrengthTruth
+from mixlogit_align.alignment.data.schema import SPLITS, Comparison, PreferenceData, Split, StrengthTruth
 from mixlogit_align.distributions import LearnableMixing
 
 NOUNS = (
@@ -128,12 +130,14 @@ def read_simulated(config: SimulatedData) -> PreferenceData:
         family=config.strength_family, mean=config.strength_mean, cv=config.strength_cv, utility_diff=utility_diff
     )
     same = sum(row.responses[0] == row.responses[1] for row in rows)
+    prompts = [{row.prompt for row in rows if row.split == split} for split in SPLITS]
     report = {
         "source": "simulated annotators",
         "rows_read": num_rows,
         "rows_used": num_rows,
         "identical_responses": same,
         "annotators": config.num_annotators,
+        "prompts_in_both_splits": len(set.intersection(*prompts)),
     }
     return PreferenceData(comparisons=tuple(rows), report=report, truth=truth)
 

@@ -7,6 +7,8 @@ held out stays so when rows are added, moved or left out.
 
 Where data have a split of their own, it is kept; a prompt that stands in both is a bad row of the training part, and
 training prompts that share no more than their opening with the other side are counted.
+
+Two sources are split otherwise, and say so: simulated annotators (by comparison) and humour (by response).
 """
 
 from __future__ import annotations

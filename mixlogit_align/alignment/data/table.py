@@ -13,7 +13,7 @@ from mixlogit_align.alignment.data.config import TableData
 from mixlogit_align.alignment.data.files import HUB, Line, local_files, read_table
 from mixlogit_align.alignment.data.hh import split_transcript
 from mixlogit_align.alignment.data.reading import SplitOf, read_rows
-from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_text, as_whole
+from mixlogit_align.alignment.data.rows import BadRow, BadRows, Row, as_text, as_whole, once
 from mixlogit_align.alignment.data.schema import Comparison, Message, PreferenceData, Prompt, Split
 from mixlogit_align.alignment.data.sets import SLOTS, compare
 from mixlogit_align.alignment.data.splits import SPLIT_NAMES
@@ -47,32 +47,30 @@ def read_table_data(config: TableData) -> PreferenceData:
         )
         if name is not None
     ]
-    seen: set[int] = set()
+    seen: dict[int, str] = {}
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
         pair_id = row.number if config.pair_id is None else as_whole(row.value(config.pair_id), config.pair_id)
         if abs(pair_id) >= MOST:
             raise BadRow("wrong_type", f"{config.pair_id} is {pair_id}, not below 2**56")
-        if pair_id in seen:
-            raise BadRow("conflicting_ids", f"{config.pair_id} {pair_id}")
-        seen.add(pair_id)
+        once(seen, pair_id, row.where, config.pair_id or "row")
         values = _candidates(row, candidates)
         prompt = None if prompt_column is None else _prompt(row.value(prompt_column), prompt_column)
         if config.prompt_in == "responses":
             prompt, responses = _common_prompt(prompt, values)
         else:
             assert prompt is not None
-            responses = [_response(value) for value in values]
+            responses = [_response(value, name) for name, value in values]
         if len(responses) > SLOTS:
             raise BadRow("wrong_type", f"{len(responses)} candidates, more than {SLOTS}")
         weight = 1.0 if config.weight is None else row.number_in(config.weight)
         if weight <= 0:
             raise BadRow("weight_not_positive", f"{config.weight} is {weight}")
         if config.split is not None:
-            name = row.text(config.split)
-            if name not in SPLIT_NAMES:
-                raise BadRow("wrong_type", f"{config.split} is {name!r}, none of {', '.join(SPLIT_NAMES)}")
-            row = replace(row, split=SPLIT_NAMES[name])
+            part = row.text(config.split)
+            if part not in SPLIT_NAMES:
+                raise BadRow("wrong_type", f"{config.split} is {part!r}, none of {', '.join(SPLIT_NAMES)}")
+            row = replace(row, split=SPLIT_NAMES[part])
         choice = Comparison(
             prompt=prompt,
             responses=tuple(responses),
@@ -85,7 +83,7 @@ def read_table_data(config: TableData) -> PreferenceData:
         )
         yield from compare(choice, sets=config.sets, identical=config.identical, counts=counts)
 
-    own_split = config.eval_split is not None or config.split is not None
+    own_split = bool(config.eval_split) or config.split is not None
     return read_rows(
         config,
         [(split, with_columns(lines, columns, "columns of the table")) for split, lines in _tables(config, bad)],
@@ -98,10 +96,9 @@ def read_table_data(config: TableData) -> PreferenceData:
 
 def _tables(config: TableData, bad: BadRows) -> list[tuple[Split | None, Iterable[Line]]]:
     """The tables of a folder or hub that the settings name as splits; else all in one."""
-    names: dict[Split | None, str | None] = {"train" if config.eval_split else None: config.train_split}
+    names: dict[Split | None, str | None] = {None: config.train_split}
     if config.eval_split:
-        names["train"] = config.train_split or "train"
-        names["eval"] = config.eval_split
+        names = {"train": config.train_split or "train", "eval": config.eval_split}
     tables: list[tuple[Split | None, Iterable[Line]]] = []
     for split, name in names.items():
         if config.path.startswith(HUB):
@@ -133,16 +130,16 @@ def _require_one_split(path: str) -> None:
         )
 
 
-def _candidates(row: Row, columns: Sequence[str]) -> list[Any]:
-    """The values of the candidates: a column each, or one column that lists them."""
+def _candidates(row: Row, columns: Sequence[str]) -> list[tuple[str, Any]]:
+    """Name and value of the candidates: a column each, or one column that lists them."""
     if len(columns) > 1:
-        return [row.value(name) for name in columns]
+        return [(name, row.value(name)) for name in columns]
     values = _from_json(row.value(columns[0]))
     if not isinstance(values, list):
         raise BadRow("wrong_type", f"{columns[0]} is no list")
     if len(values) < 2:
         raise BadRow("too_few_candidates", f"{columns[0]} lists {len(values)}")
-    return values
+    return [(f"{columns[0]}[{i}]", value) for i, value in enumerate(values)]
 
 
 def _from_json(value: Any) -> Any:
@@ -178,36 +175,36 @@ def _asked(messages: tuple[Message, ...], name: str) -> tuple[Message, ...]:
     return messages
 
 
-def _response(value: Any) -> str:
-    messages = _messages(value, "response")
+def _response(value: Any, name: str) -> str:
+    messages = _messages(value, name)
     if messages is None:
-        return as_text(value, "response", "empty_response")
+        return as_text(value, name, "empty_response")
     if len(messages) != 1 or messages[0].role != "assistant":
-        raise BadRow("wrong_type", f"{len(messages)} messages where one of the assistant is a response")
-    return as_text(messages[0].content, "response", "empty_response")
+        raise BadRow("wrong_type", f"{name}: {len(messages)} messages where one of the assistant is a response")
+    return as_text(messages[0].content, name, "empty_response")
 
 
-def _common_prompt(prompt: Prompt | None, values: Sequence[Any]) -> tuple[Prompt, list[str]]:
+def _common_prompt(prompt: Prompt | None, values: Sequence[tuple[str, Any]]) -> tuple[Prompt, list[str]]:
     """Prompt and responses of candidates that each repeat the whole conversation."""
-    repeated = [_prompt_and_response(prompt, value) for value in values]
-    prompts = {found for found, _ in repeated} | ({prompt} if prompt is not None else set())
+    repeated = [(name, *_prompt_and_response(prompt, value, name)) for name, value in values]
+    prompts = {found for _, found, _ in repeated} | ({prompt} if prompt is not None else set())
     if len(prompts) > 1:
         raise BadRow("prompts_differ")
-    return prompts.pop(), [as_text(response, "response", "empty_response") for _, response in repeated]
+    return prompts.pop(), [as_text(response, name, "empty_response") for name, _, response in repeated]
 
 
-def _prompt_and_response(prompt: Prompt | None, value: Any) -> tuple[Prompt, str]:
-    messages = _messages(value, "response")
+def _prompt_and_response(prompt: Prompt | None, value: Any, name: str) -> tuple[Prompt, str]:
+    messages = _messages(value, name)
     if messages is not None:
         if messages[-1].role != "assistant":
-            raise BadRow("wrong_type", "a conversation that does not end in an answer of the assistant")
-        return _asked(messages[:-1], "response"), messages[-1].content
-    text = as_text(value, "response", "empty_response")
+            raise BadRow("wrong_type", f"{name}: a conversation that does not end in an answer of the assistant")
+        return _asked(messages[:-1], name), messages[-1].content
+    text = as_text(value, name, "empty_response")
     if prompt is None:
-        return split_transcript(text, "response")
+        return split_transcript(text, name)
     if isinstance(prompt, str) and text.startswith(prompt):
         return prompt, text.removeprefix(prompt)
-    raise BadRow("prompts_differ", "a response does not begin with the prompt")
+    raise BadRow("prompts_differ", f"{name} does not begin with the prompt")
 
 
 def _choice(row: Row, config: TableData, responses: Sequence[str]) -> int:
