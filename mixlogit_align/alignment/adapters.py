@@ -8,7 +8,6 @@ this module imports peft.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mixlogit_align.alignment.config import LoRAConfig
+from mixlogit_align.alignment.durable import WholeFolder
 from mixlogit_align.alignment.parallel import World, transformer_blocks
-from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
+from mixlogit_align.errors import InvalidInputError, explain
 
 NAME = "default"  # peft's own for the only adapter
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+WEIGHTS = "adapter_model.safetensors"
 
 
 def require_peft() -> None:
@@ -97,38 +97,22 @@ def export_adapters(policy: nn.Module, config: LoRAConfig, base: str, folder: Pa
     Raises
     ------
     MixlogitError
-        When it cannot be written.
+        When it cannot be written; what stood there before still does.
     """
-
-    def write() -> None:
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        settings = _peft_config(config, _targets(policy, config))
-        settings.base_model_name_or_path, settings.inference_mode = base, True
-        weights = {
-            f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter.detach().cpu().contiguous()
-            for name, parameter in policy.named_parameters()
-            if parameter.requires_grad
-        }
-        try:
-            partial.mkdir(parents=True)
+    whole = WholeFolder(folder, f"writing the adapters to {folder}", world)
+    with whole.step():
+        if world.is_main:
+            settings = _peft_config(config, _targets(policy, config))
+            settings.base_model_name_or_path, settings.inference_mode = base, True
+            weights = {
+                f"base_model.model.{name.replace(f'.{NAME}.', '.')}": parameter.detach().cpu().contiguous()
+                for name, parameter in policy.named_parameters()
+                if parameter.requires_grad
+            }
+            partial = whole.begin()
             settings.save_pretrained(str(partial))
-            save_file(weights, partial / FILES[1], metadata={"format": "pt"})
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise MixlogitError(
-                explain(
-                    f"writing the adapters to {folder}",
-                    got=f"{type(error).__name__}: {error}",
-                    expected="room for them",
-                    hint="freeing space and resuming the run",
-                )
-            ) from error
-
-    world.on_main(write)
+            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+            whole.finish()
 
 
 def _peft_config(config: LoRAConfig, targets: list[str]) -> Any:

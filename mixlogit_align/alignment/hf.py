@@ -10,7 +10,6 @@ import contextlib
 import copy
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +37,7 @@ from transformers.core_model_loading import PrefixChange, WeightConverter, Weigh
 from transformers.utils import logging
 
 from mixlogit_align.alignment.config import ModelConfig, NewModel, PretrainedModel
+from mixlogit_align.alignment.durable import WholeFolder
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
@@ -365,7 +365,7 @@ def export(model: Any, tokenizer: Any, folder: Path, world: World | None = None)
         When the folder cannot be written, e.g. because the disk is full; what stood there before still does.
     """
     world = world or World()
-    partial = folder.with_name(f".{folder.name}.partial")
+    whole = WholeFolder(folder, f"exporting the policy to {folder.parent}", world)
     settings = copy.deepcopy(model.config)
     blueprint = _without_weights(settings)
     settings.architectures = [type(blueprint).__name__]
@@ -377,10 +377,9 @@ def export(model: Any, tokenizer: Any, folder: Path, world: World | None = None)
     parts = split_torch_state_dict_into_shards(
         sizes, filename_pattern=WEIGHTS.replace(".", "{suffix}."), max_shard_size=PART_BYTES
     )
-    with _all_or_none(partial, world):
+    with whole.step():
         if world.is_main:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+            partial = whole.begin()
             settings.save_pretrained(partial)
             model.generation_config.to_json_file(partial / "generation_config.json")
             tokenizer.save_pretrained(partial)
@@ -388,20 +387,18 @@ def export(model: Any, tokenizer: Any, folder: Path, world: World | None = None)
         part = {}
         for name in held:
             tensor = tensors[name].detach()
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
             if world.is_main:
-                part[name] = whole.cpu().contiguous()
-        with _all_or_none(partial, world):
+                part[name] = gathered.cpu().contiguous()
+        with whole.step():
             if world.is_main:
-                save_file(part, partial / file, metadata={"format": "pt"})
-    with _all_or_none(partial, world):
+                save_file(part, whole.partial / file, metadata={"format": "pt"})
+    with whole.step():
         if world.is_main:
             if parts.is_sharded:
                 index = json.dumps({"metadata": parts.metadata, "weight_map": parts.tensor_to_filename}, indent=2)
-                (partial / WEIGHTS_INDEX).write_text(index + "\n", encoding="utf-8")
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
+                (whole.partial / WEIGHTS_INDEX).write_text(index + "\n", encoding="utf-8")
+            whole.finish()
 
 
 def load(config: ModelConfig, texts: Iterable[str], seed: int) -> tuple[nn.Module, Any]:
@@ -664,25 +661,3 @@ def _file_names(blueprint: Any) -> dict[str, str]:
     if any(isinstance(each, WeightConverter) for each in conversions):
         back = []
     return {name: rename_source_key(name, back, [])[0] for name in blueprint.state_dict()}
-
-
-@contextlib.contextmanager
-def _all_or_none(partial: Path, world: World) -> Iterator[None]:
-    """What fails on the main process fails on all, and leaves nothing half written."""
-    met: Exception | None = None
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        met = MixlogitError(
-            explain(
-                f"exporting the policy to {partial.parent}",
-                got=_brief(error),
-                expected="room for it",
-                hint="freeing space and resuming the run",
-            )
-        )
-    except Exception as error:
-        met = error
-    if met is not None:
-        shutil.rmtree(partial, ignore_errors=True)
-    world.agree(met)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixlogit_align.alignment.checkpoint import sync_folder
 from mixlogit_align.alignment.data.batches import TokenizedComparison
+from mixlogit_align.alignment.durable import replacing
 from mixlogit_align.alignment.tokenization import token_hash
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 HEADER = b"mixlogit_align.reference"
 LIBRARIES = ("mixlogit_align", "torch", "transformers")
+COLUMNS = ("pair_id", "tokens", "logps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +86,11 @@ def write_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompa
             ),
         }
     ).replace_schema_metadata({HEADER: json.dumps(header)})
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             pyarrow.parquet.write_table(table, file, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        sync_folder(path.parent)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise MixlogitError(
             explain(
                 _named(path),
@@ -107,6 +99,20 @@ def write_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompa
                 hint="freeing space, or another `preference.reference_cache`, and resuming the run",
             )
         ) from error
+
+
+def require_reference(path: Path) -> None:
+    """Refuse a file that is there and no cache, by its header alone; to be called before anything is trained.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    import pyarrow.parquet
+
+    if path.exists():
+        with _refusing_damage(path):
+            _header(pyarrow.parquet.read_schema(path))
 
 
 def read_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedComparison]) -> Tensor:
@@ -131,24 +137,13 @@ def read_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompar
     InvalidInputError
         When the file is damaged, was computed with something else, or lacks rows: the message names what differs.
     """
-    import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _refusing_damage(path):
         table = pyarrow.parquet.read_table(path, page_checksum_verification=True)
-        header = json.loads(table.schema.metadata[HEADER])
-        header = {field.name: header[field.name] for field in dataclasses.fields(ReferenceKey)}
-        columns = (table.column(name).to_pylist() for name in ("pair_id", "tokens", "logps"))
+        header = _header(table.schema)
+        columns = (table.column(name).to_pylist() for name in COLUMNS)
         known = {(pair_id, tokens): logps for pair_id, tokens, logps in zip(*columns, strict=True)}
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
-        raise InvalidInputError(
-            explain(
-                _named(path),
-                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}",
-                expected="a whole file as an earlier run wrote it",
-                hint="another `preference.reference_cache`: a file that is not there yet is computed and written",
-            )
-        ) from error
     now = dataclasses.asdict(key)
     foreign = [name for name in ("weights", "architecture", "precision") if header[name] != now[name]]
     if foreign:
@@ -173,6 +168,31 @@ def read_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompar
     width = max(len(row.input_ids) for row in rows)
     found = [known[row] for row in wanted]
     return torch.tensor([[*logps, *[0.0] * (width - len(logps))] for logps in found], dtype=torch.float64)
+
+
+@contextlib.contextmanager
+def _refusing_damage(path: Path) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+        raise InvalidInputError(
+            explain(
+                _named(path),
+                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}",
+                expected="a whole file as an earlier run wrote it",
+                hint="another `preference.reference_cache`: a file that is not there yet is computed and written",
+            )
+        ) from error
+
+
+def _header(schema: Any) -> dict[str, Any]:
+    """What the log-probabilities of a file were computed with; an error where it has none, or lacks a column."""
+    for name in COLUMNS:
+        schema.field(name)
+    header = json.loads(schema.metadata[HEADER])
+    return {field.name: header[field.name] for field in dataclasses.fields(ReferenceKey)}
 
 
 def _what_differs(
