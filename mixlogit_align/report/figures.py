@@ -120,12 +120,12 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
     styles = _styles(runs)
     held_out: Mapping[str, float] = next((run.truth["held_out"] for run in runs if run.truth), {})
 
-    def curve(metric: str, label: str) -> Callable[[Any], None]:
+    def curve(metric: str, label: str, truth: str | None = None) -> Callable[[Any], None]:
         def draw(axes: Any) -> None:
             for run in runs:
                 axes.plot(*run.series("preference", "eval", metric), **styles[run.name])
-            if (attainable := held_out.get(f"attainable/{metric}")) is not None:
-                axes.axhline(attainable, **TRUTH)
+            if truth is not None and truth in held_out:
+                axes.axhline(held_out[truth], **TRUTH)
             axes.set_xlabel("examples seen")
             axes.set_ylabel(label)
 
@@ -142,12 +142,16 @@ def curves_figure(world: str, runs: Sequence[Run]) -> Figure:
         name,
         "Learning on held-out pairs",
         [
-            _panel(f"{name}-loss", "loss", curve("loss", "nats per comparison")),
-            _panel(f"{name}-accuracy", "accuracy", curve("rewards/accuracies", "share ranked as chosen")),
+            _panel(f"{name}-loss", "loss", curve("loss", "nats per comparison", "attainable/loss")),
+            _panel(
+                f"{name}-accuracy",
+                "accuracy",
+                curve("rewards/accuracies", "share ranked as chosen", "attainable/accuracy"),
+            ),
             _panel(f"{name}-margin", "reward margin", curve("rewards/margins", "mean strength × nats")),
         ],
         [*_keys(styles, runs), *([_key("attainable under the truth", TRUTH)] if held_out else [])],
-        "Every method starts at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise. "
+        "DPO and MixDPO start at a loss of log 2 = 0.6931, a coin. Loss should fall, accuracy and margin rise. "
         "Late in training the margin may fall again while the loss still improves: it is in the unit of the strength, "
         f"which moves, too.{attainable} Where accuracies are close and margins are not, methods rank responses "
         "alike and differ in how sure they are.",
@@ -347,7 +351,7 @@ def calibration_figure(world: str, runs: Sequence[Run], *, num_bins: int = 10) -
 
 
 def _learned(runs: Sequence[Run]) -> list[Run]:
-    """Those whose strength varies, or was free to."""
+    """Those whose strength was free to move."""
     return [run for run in runs if run.strength is not None and run.strength["update"] in ("learned", "solved")]
 
 

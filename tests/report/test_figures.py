@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import MagicMock
 from xml.etree import ElementTree
 
 import pytest
@@ -62,6 +63,17 @@ def test_methods_are_not_told_apart_by_colour_alone(demonstration: Path) -> None
     runs = read_evidence([demonstration]).worlds["simulated annotators, strength lognormal, cv 1"]
     styles = figures._styles(runs).values()
     assert len({str(style["linestyle"]) for style in styles}) == len({style["marker"] for style in styles}) == 3
+
+
+def test_what_the_truth_would_score_is_drawn(demonstration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_panel", lambda name, title, draw: draw)
+    runs = read_evidence([demonstration]).worlds["simulated annotators, strength lognormal, cv 1"]
+    seen = []
+    for draw in figures.curves_figure("world", runs).panels:
+        axes = MagicMock()
+        draw(axes)  # type: ignore[operator]
+        seen.append([call.args for call in axes.axhline.call_args_list])
+    assert seen == [[(0.4991,)], [(0.770,)], []]
 
 
 @pytest.mark.parametrize("name", [name for name in DRAWN if name != "curves"])
