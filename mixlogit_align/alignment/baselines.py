@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import below_half, not_negative, positive, require
 from mixlogit_align.alignment.losses import PreferenceLoss, check_pairs, widened
 
 
@@ -113,7 +113,7 @@ def conservative_dpo_loss(
     Mitchell (2023), A note on DPO with noisy preferences and relationship to IPO.
     """
     positive(beta=beta)
-    _check_smoothing(label_smoothing)
+    below_half(label_smoothing=label_smoothing)
     pairs = _pairs(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, weights=weights
     )
@@ -158,7 +158,7 @@ def robust_dpo_loss(
     Chowdhury, Kini and Natarajan (2024), Provably robust DPO: aligning language models with noisy feedback.
     """
     positive(beta=beta)
-    _check_smoothing(label_smoothing)
+    below_half(label_smoothing=label_smoothing)
     pairs = _pairs(
         policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps, weights=weights
     )
@@ -596,10 +596,6 @@ def _number(name: str, value: Tensor | float) -> float:
     number = float(value.detach()) if isinstance(value, Tensor) and value.numel() == 1 else value
     require(isinstance(number, int | float) and math.isfinite(number), name, value, "one finite number")
     return float(number)
-
-
-def _check_smoothing(label_smoothing: float) -> None:
-    require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, "0 or more, below 1/2")
 
 
 def _logit_at_divergence(rho: float) -> float:

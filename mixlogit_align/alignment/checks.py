@@ -24,3 +24,9 @@ def not_negative(**settings: float) -> None:
     """Refuse settings that are not finite, or below 0."""
     for name, value in settings.items():
         require(value >= 0 and math.isfinite(value), name, value, "a finite number, 0 or more")
+
+
+def below_half(**settings: float) -> None:
+    """Refuse settings that are below 0, or 1/2 or more."""
+    for name, value in settings.items():
+        require(0 <= value < 0.5, name, value, "0 or more, below 1/2")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import below_half, not_negative, positive, require
 
 if TYPE_CHECKING:
     from mixlogit_align.alignment.losses import PreferenceLoss
@@ -57,33 +57,36 @@ class MixDPO(_Loss):
     kind: Literal["mixdpo"] = "mixdpo"
 
 
+@dataclass(frozen=True, kw_only=True)
 class _FixedStrength(_Loss):
-    """A loss of `mixlogit_align.alignment.baselines`, of the name of its kind."""
+    """A loss of `mixlogit_align.alignment.baselines`, of the name of its kind.
+
+    Parameters
+    ----------
+    beta : float
+        The strength.
+    """
+
+    kind: str
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        positive(beta=self.beta)
 
     def build(self) -> Callable[..., PreferenceLoss]:
         """The loss with these settings, in want of the pairs."""
         from mixlogit_align.alignment import baselines
 
-        settings: dict[str, Any] = asdict(self)  # type: ignore[call-overload]
+        settings: dict[str, Any] = asdict(self)
         loss: Callable[..., PreferenceLoss] = getattr(baselines, f"{settings.pop('kind')}_loss")
         return functools.partial(loss, **{name: value for name, value in settings.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DPO(_FixedStrength):
-    """`baselines.dpo_loss`: one strength for all.
-
-    Parameters
-    ----------
-    beta : float
-        The strength.
-    """
+    """`baselines.dpo_loss`: one strength for all."""
 
     kind: Literal["dpo"] = "dpo"
-    beta: float = 0.1
-
-    def __post_init__(self) -> None:
-        positive(beta=self.beta)
 
     @property
     def is_constant(self) -> bool:
@@ -91,24 +94,20 @@ class DPO(_FixedStrength):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConservativeDPO(_FixedStrength):
-    """`baselines.conservative_dpo_loss`: DPO with soft labels.
+class _NoisyLabels(_FixedStrength):
+    """DPO of labels that can be wrong.
 
     Parameters
     ----------
-    beta : float
-        The strength.
     label_smoothing : float
         Probability that a label is wrong, from 0 (DPO) to below 1/2.
     """
 
-    kind: Literal["conservative_dpo"] = "conservative_dpo"
-    beta: float = 0.1
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta)
-        _share_of_flips(self.label_smoothing)
+        super().__post_init__()
+        below_half(label_smoothing=self.label_smoothing)
 
     @property
     def is_constant(self) -> bool:
@@ -116,28 +115,17 @@ class ConservativeDPO(_FixedStrength):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RobustDPO(_FixedStrength):
-    """`baselines.robust_dpo_loss`: DPO with label noise of a known rate taken out.
+class ConservativeDPO(_NoisyLabels):
+    """`baselines.conservative_dpo_loss`: DPO with soft labels."""
 
-    Parameters
-    ----------
-    beta : float
-        The strength.
-    label_smoothing : float
-        Share of flipped labels, from 0 (DPO) to below 1/2.
-    """
+    kind: Literal["conservative_dpo"] = "conservative_dpo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustDPO(_NoisyLabels):
+    """`baselines.robust_dpo_loss`: DPO with label noise of a known rate taken out."""
 
     kind: Literal["robust_dpo"] = "robust_dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.1
-
-    def __post_init__(self) -> None:
-        positive(beta=self.beta)
-        _share_of_flips(self.label_smoothing)
-
-    @property
-    def is_constant(self) -> bool:
-        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,11 +141,7 @@ class IPO(_FixedStrength):
     """
 
     kind: Literal["ipo"] = "ipo"
-    beta: float = 0.1
     per: Literal["token", "sequence"] = "token"
-
-    def __post_init__(self) -> None:
-        positive(beta=self.beta)
 
     @property
     def per_token(self) -> bool:
@@ -185,7 +169,7 @@ class SimPO(_FixedStrength):
     gamma: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta)
+        super().__post_init__()
         not_negative(gamma=self.gamma)
 
     @property
@@ -216,12 +200,12 @@ class KTO(_FixedStrength):
     """
 
     kind: Literal["kto"] = "kto"
-    beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta, desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
+        super().__post_init__()
+        positive(desirable_weight=self.desirable_weight, undesirable_weight=self.undesirable_weight)
 
     @property
     def is_logit(self) -> bool:
@@ -251,12 +235,12 @@ class BetaDPO(_FixedStrength):
     """
 
     kind: Literal["beta_dpo"] = "beta_dpo"
-    beta: float = 0.1
     alpha: float = 0.6
     min_beta: float = 1e-3
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta, min_beta=self.min_beta)
+        super().__post_init__()
+        positive(min_beta=self.min_beta)
         not_negative(alpha=self.alpha)
 
 
@@ -275,13 +259,13 @@ class AdaptiveDPO(_FixedStrength):
     """
 
     kind: Literal["adaptive_dpo"] = "adaptive_dpo"
-    beta: float = 0.1
     rho: float = 0.1
     min_scale: float = 0.1
     max_scale: float = 5.0
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta, rho=self.rho, min_scale=self.min_scale, max_scale=self.max_scale)
+        super().__post_init__()
+        positive(rho=self.rho, min_scale=self.min_scale, max_scale=self.max_scale)
         require(
             self.min_scale <= self.max_scale, "min_scale", self.min_scale, f"at most max_scale={self.max_scale}",
             "min_scale=0.1",
@@ -305,21 +289,16 @@ class MallowsDPO(_FixedStrength):
     """
 
     kind: Literal["mallows_dpo"] = "mallows_dpo"
-    beta: float = 0.1
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        positive(beta=self.beta)
+        super().__post_init__()
         if self.scale is not None:
             positive(scale=self.scale)
 
     @property
     def is_cacheable(self) -> bool:
         return False
-
-
-def _share_of_flips(label_smoothing: float) -> None:
-    require(0 <= label_smoothing < 0.5, "label_smoothing", label_smoothing, "0 or more, below 1/2")
 
 
 LossConfig = (
