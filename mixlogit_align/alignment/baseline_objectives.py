@@ -17,12 +17,13 @@ from mixlogit_align.alignment.config import PreferenceConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
 from mixlogit_align.alignment.loss_config import KTO, BetaDPO, MallowsDPO, MixDPO
-from mixlogit_align.alignment.losses import PreferenceLoss
+from mixlogit_align.alignment.losses import PreferenceLoss, check_pairs
 from mixlogit_align.alignment.objectives import HeldOut, MixDPOObjective, PreferenceObjective
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.trainer import require_finite
 
 THRESHOLD_MEMORY = 0.9  # the authors' of beta-DPO
+OTHERS = "log-probability of responses to other prompts"
 
 
 def build_objective(
@@ -121,21 +122,26 @@ class KTOObjective(PreferenceObjective):
 
     def before_step(self, rows: Sequence[TokenizedComparison], step: int) -> None:
         """Estimate the reference point of the whole batch."""
-        self._look_around(rows, step)
+        batch, log_ratios = self._look_around(rows)
+        require_finite(OTHERS, "preference", step, log_ratios.sum(1), batch.pair_ids.cpu())
+        self._judge_against(log_ratios, batch)
 
     @torch.no_grad()
     def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
         """The loss of every row, with a reference point from all of them."""
-        self._look_around(rows, 0)
+        batch, log_ratios = self._look_around(rows)
+        check_pairs({OTHERS: log_ratios.sum(1)}, weights=None, pair_ids=batch.pair_ids)
+        self._judge_against(log_ratios, batch)
         return super().held_out(rows)
 
-    def _look_around(self, rows: Sequence[TokenizedComparison], step: int) -> None:
+    def _look_around(self, rows: Sequence[TokenizedComparison]) -> tuple[Batch, Tensor]:
+        """The rows' prompts with responses to other ones, and the (N, 2) log-ratios of these."""
         others = [self.mismatched[row.comparison.pair_id] for row in rows]
         batch, logps = self.collator(others), self.logps(self.policy, others)
         assert batch.reference_logps is not None
-        log_ratios = logps - batch.reference_logps
-        what = "log-probability of responses to other prompts"
-        require_finite(what, "preference", step, log_ratios.sum(1), batch.pair_ids.cpu())
+        return batch, logps - batch.reference_logps
+
+    def _judge_against(self, log_ratios: Tensor, batch: Batch) -> None:
         point = kto_reference_point(log_ratios.flatten(), batch.weights.repeat_interleave(2))
         self.of_batch = {"reference_point": point.item()}
 

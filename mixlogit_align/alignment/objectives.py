@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mixlogit_align.alignment.config import PreferenceConfig, SolvedUpdate
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
-from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, preference_metrics
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, check_pairs, preference_metrics
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.strength import StrengthSolver, drift_metrics, strength_metrics
 from mixlogit_align.alignment.trainer import StageLoss
@@ -61,13 +62,16 @@ class SFTObjective(nn.Module):
         return {"loss": ((values["loss"] * weight).sum() / (values["tokens"] * weight).sum()).item()}
 
     def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
-        """``loss`` over all of ``rows``."""
+        """``loss`` over all of ``rows``; `InvalidInputError`, as of the preference stage, where it is not finite."""
         chosen = [replace(row, input_ids=(_chosen(row),), reference_logps=None) for row in rows]
         logps = candidate_logprobs(
             self.policy, chosen, self.collator, batch_size=self.eval_batch_size, world=self.world
         )
+        logps = logps[:, 0].cpu()
         weights = torch.tensor([row.comparison.weight for row in rows], dtype=torch.float64)
-        return {"loss": -(logps[:, 0].cpu() * weights).sum().item() / self.count(rows)}
+        ids = torch.tensor([row.comparison.pair_id for row in rows])
+        check_pairs({"policy_chosen_logps": logps}, weights=weights, pair_ids=ids)
+        return {"loss": -(logps * weights).sum().item() / self.count(rows)}
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """Nothing beside the loss."""
@@ -139,7 +143,7 @@ class PreferenceObjective(nn.Module):
         return sum(row.comparison.weight for row in rows)
 
     def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
-        """Tokens that go through the policy."""
+        """Tokens that go through the policy with gradient."""
         return sum(len(ids) for row in rows for ids in row.input_ids)
 
     def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -225,7 +229,8 @@ class MixDPOObjective(PreferenceObjective):
 
     def choice_model(self, held_out: HeldOut) -> dict[str, Any]:
         """The strength and the integration rule."""
-        return {"mixing": self.preference_loss.mixing.cpu()(), "integration": self.preference_loss.integration}
+        mixing = copy.deepcopy(self.preference_loss.mixing).cpu()  # `cpu` moves a module itself
+        return {"mixing": mixing(), "integration": self.preference_loss.integration}
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """The strength's summary and how it moves."""
