@@ -458,7 +458,7 @@ class StageConfig:
     batch_size, eval_batch_size : int
         Rows in a batch of training or evaluation, all processes together.
     accumulation : int
-        Parts that a batch is cut into, one after the other, to save memory; the result is the same.
+        Parts that a batch is cut into, one after the other, to save memory; the result is the same up to rounding.
     eval_every_examples : int
         A multiple of ``batch_size``. The stage also evaluates before its first and after its last step.
     """

@@ -88,7 +88,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         names = set()
-        for name, _ in node.value:
+        for name in (name for name, _ in node.value if isinstance(name, yaml.ScalarNode)):
             if name.value in names:
                 raise yaml.MarkedYAMLError(problem=f"{name.value} is set twice", problem_mark=name.start_mark)
             names.add(name.value)

@@ -178,8 +178,9 @@ def test_out_is_required():
         ("false", r"config\.yaml: got False; expected a section"),
         ("preference: 3\n", "preference: got 3; expected a section of settings"),
         ("preference:\n  batch_size: 8\n  batch_size: 16\n", r"got batch_size is set twice \(line 3, column 3\);"),
+        ("[a]: 1\n", r"config\.yaml: got found unhashable key \(line 1, column 1\); expected YAML settings"),
     ],
-    ids=["unfinished", "list", "words", "false", "scalar", "twice"],
+    ids=["unfinished", "list", "words", "false", "scalar", "twice", "no name"],
 )
 def test_text_that_is_no_settings(tmp_path, text, message):
     path = tmp_path / "config.yaml"
