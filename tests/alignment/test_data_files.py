@@ -56,6 +56,13 @@ def test_every_format_gives_the_same_rows(tmp_path, ending):
     assert data.report["rows_read"] == data.report["rows_used"] == 40
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv"])
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path, ending):
+    path = write(tmp_path / f"rows.{ending}", ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert texts(load_data(TableData(path=str(path)))) == WANTED
+
+
 @pytest.mark.parametrize("place", ["", "*.jsonl"], ids=["folder", "pattern"])
 def test_several_files_are_one_table(tmp_path, place):
     for i in range(4):
@@ -101,11 +108,12 @@ def test_one_table_in_two_formats_is_refused(tmp_path):
         ("rows.parquet", b"no parquet", "rows.parquet"),
         ("rows.jsonl.gz", gzip.compress(json.dumps(ROWS[0]).encode())[:-9], "rows.jsonl.gz"),
         ("rows.json", b'[{"prompt": ', "rows.json"),
+        ("rows.json", b"[" * 100_000, "rows.json"),
         ("rows.csv", b"prompt,chosen,rejected\nq,\xff,b\n", "rows.csv"),
         ("rows.csv", b"prompt,chosen,rejected,chosen\nq,a,b,c\n", "column 'chosen' twice"),
         ("rows.csv", b"prompt;chosen;rejected\nq;a;b\n", "one column, 'prompt;chosen;rejected'; .*the separator"),
     ],
-    ids=["ending", "parquet", "cut", "json", "bytes", "columns", "separator"],
+    ids=["ending", "parquet", "cut", "json", "depth", "bytes", "columns", "separator"],
 )
 def test_an_unreadable_file_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)

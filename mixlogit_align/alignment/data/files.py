@@ -115,7 +115,8 @@ def open_text(folder: Path, name: str) -> TextIO:
     )
 
 
-def _text(file: Path, encoding: str = "utf-8") -> TextIO:
+def _text(file: Path) -> TextIO:
+    encoding = "utf-8-sig"  # with or without the mark that some write first
     if file.suffix == ".gz":
         return gzip.open(file, "rt", encoding=encoding, newline="")
     return file.open(encoding=encoding, newline="")
@@ -183,7 +184,7 @@ def _json_rows(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
 
 
 def _csv_lines(file: Path, label: str, bad: BadRows) -> Iterator[Line]:
-    with _text(file, "utf-8-sig") as text:
+    with _text(file) as text:
         rows = csv.DictReader(text)
         columns = Counter(rows.fieldnames or ())
         if len(columns) < columns.total():
@@ -240,7 +241,15 @@ def _hub_lines(address: str, name: str | None, streaming: bool) -> Iterator[Line
 @contextmanager
 def readable(what: str, *errors: type[Exception]) -> Iterator[None]:
     """Say in our words that a file or hub cannot be read."""
-    unreadable: tuple[type[Exception], ...] = (OSError, ValueError, EOFError, zlib.error, csv.Error, *errors)
+    unreadable: tuple[type[Exception], ...] = (
+        OSError,
+        ValueError,
+        EOFError,
+        RecursionError,
+        zlib.error,
+        csv.Error,
+        *errors,
+    )
     try:
         yield
     except InvalidInputError:
