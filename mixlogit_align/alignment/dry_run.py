@@ -22,12 +22,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mixlogit_align.alignment.adapters import add_adapters, require_peft
-from mixlogit_align.alignment.config import AlignmentConfig, ModelConfig, NewModel, PretrainedModel, StageConfig
+from mixlogit_align.alignment.config import (
+    AlignmentConfig,
+    ModelConfig,
+    NewModel,
+    PreferenceConfig,
+    PretrainedModel,
+    StageConfig,
+)
 from mixlogit_align.alignment.data.config import CommunityData, DataConfig, HHData, PrismData, SimulatedData
 from mixlogit_align.alignment.data.synthetic import WORDS, write_synthetic
 from mixlogit_align.alignment.footprint import Memory, Pass, count_pass, training_memory
 from mixlogit_align.alignment.parallel import World, resolved
 from mixlogit_align.alignment.recipes import architectures
+from mixlogit_align.alignment.reference import require_reference
 from mixlogit_align.alignment.runner import run_alignment
 from mixlogit_align.alignment.tracking import require_packages
 from mixlogit_align.alignment.trainer import check_batch_size
@@ -190,6 +198,8 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
     require_packages(config.tracking)
     if config.lora is not None:
         require_peft()
+    if config.preference is not None and config.preference.reference_cache is not None:
+        require_reference(Path(config.preference.reference_cache))
     device, precision = _usable(config.device), resolved(config.precision, config.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -212,7 +222,7 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
             add_adapters(policy, config.lora, config.seed)
         counted = count_pass(policy, max(parts.values()), config.tokenization.max_length, dtype)
         estimates = {
-            name: _estimate(config, name, counted.of(sequences), processes, precision)
+            name: _estimate(config, stages[name], counted.of(sequences), processes, precision)
             for name, sequences in parts.items()
         }
     return DryRun(
@@ -301,9 +311,9 @@ def _source(model: ModelConfig) -> str:
     return f"{model.path}/config.json" if Path(model.path).is_dir() else f"{model.path}, whose sizes the package knows"
 
 
-def _estimate(config: AlignmentConfig, name: str, counted: Pass, processes: int, precision: str) -> StageEstimate:
-    stage = config.sft if name == "sft" else config.preference
-    assert stage is not None
+def _estimate(
+    config: AlignmentConfig, stage: StageConfig, counted: Pass, processes: int, precision: str
+) -> StageEstimate:
     memory = training_memory(
         counted,
         stage.optim,
@@ -315,14 +325,14 @@ def _estimate(config: AlignmentConfig, name: str, counted: Pass, processes: int,
         together=torch.device(config.device).type != "cpu",
         adapted=config.lora is not None,
     )
-    recomputed = config.activation_checkpointing
-    step_flops = counted.training_flops(recomputed=recomputed) * processes * stage.accumulation
+    step_flops = counted.training_flops(recomputed=config.activation_checkpointing) * processes * stage.accumulation
     num_train, num_eval = _sizes(config.data)
     steps = stage_flops = None
     if num_train is not None and num_eval is not None:
         steps = stage.num_steps(num_train)
         judged = num_eval * (num_train * stage.num_epochs // stage.eval_every_examples + 2)
-        scored = num_train + num_eval if name == "preference" else 0
+        has_reference = isinstance(stage, PreferenceConfig) and stage.loss.has_reference
+        scored = num_train + num_eval if has_reference else 0
         a_row = counted.forward_flops() * processes * stage.accumulation // stage.batch_size
         stage_flops = steps * step_flops + (judged + scored) * a_row
     return StageEstimate(steps=steps, memory=memory, step_flops=step_flops, stage_flops=stage_flops)
@@ -339,7 +349,13 @@ def _sizes(data: DataConfig) -> tuple[int | None, int | None]:
 
 
 def _usable(device: str) -> str:
-    """The device, or the CPU where torch cannot use it."""
+    """The device, or the CPU where torch cannot use it here."""
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            explain("device", got=repr(device), expected="a device that torch knows", hint="`device: cuda`")
+        ) from error
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError):  # torch raises either
@@ -361,6 +377,7 @@ def _few_rows(data: DataConfig, folder: Path, num_train: int) -> tuple[DataConfi
 def _tried(config: AlignmentConfig, described: Path, folder: Path) -> dict[str, tuple[float, float]]:
     """Run two steps of every stage on a small model; held-out losses before and after them."""
     model: ModelConfig
+    reference = None  # a new model has its tokenizer from the few rows, which no other model shares
     if isinstance(config.model, NewModel):
         model = dataclasses.replace(
             config.model,
@@ -369,7 +386,8 @@ def _tried(config: AlignmentConfig, described: Path, folder: Path) -> dict[str, 
             vocab_size=min(config.model.vocab_size, SMALL_VOCABULARY),
         )
     else:
-        model = PretrainedModel(path=str(_small(described, folder / "small")))
+        reference = str(_small(described, folder / "small"))
+        model = PretrainedModel(path=reference)
     sft, preference = config.sft, config.preference
     if sft is not None:
         sft = dataclasses.replace(sft, num_epochs=1)
@@ -377,8 +395,8 @@ def _tried(config: AlignmentConfig, described: Path, folder: Path) -> dict[str, 
         preference = dataclasses.replace(
             preference,
             num_epochs=1,
-            reference_path=None if preference.reference_path is None else str(folder / "small"),
-            reference_cache=None if preference.reference_cache is None else str(folder / "reference.safetensors"),
+            reference_path=None if preference.reference_path is None else reference,
+            reference_cache=None if preference.reference_cache is None else str(folder / "reference.parquet"),
         )
     result = run_alignment(dataclasses.replace(config, model=model, sft=sft, preference=preference, tracking=()))
     records = [json.loads(line) for line in (result.path / "metrics.jsonl").read_text().splitlines()]

@@ -16,13 +16,20 @@ from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from mixlogit_align.alignment import footprint, hf, logratios
-from mixlogit_align.alignment.config import AlignmentConfig, LoRAConfig, OptimConfig, PretrainedModel
+from mixlogit_align.alignment.config import (
+    AlignmentConfig,
+    LoRAConfig,
+    OptimConfig,
+    PreferenceConfig,
+    PretrainedModel,
+)
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import CommunityData, HHData, PrismData
 from mixlogit_align.alignment.data.synthetic import write_synthetic
 from mixlogit_align.alignment.dry_run import dry_run
 from mixlogit_align.alignment.footprint import Pass, count_pass, training_memory
 from mixlogit_align.alignment.logratios import SequenceLogProbs
+from mixlogit_align.alignment.loss_config import DPO, SimPO
 from mixlogit_align.alignment.parallel import join, recompute_activations, shard
 from mixlogit_align.alignment.recipes import architectures, load_recipe
 from mixlogit_align.alignment.settings import parse_config
@@ -117,6 +124,24 @@ def test_adapters_are_what_is_trained(small: AlignmentConfig) -> None:
     assert adapted.stages["preference"].step_flops < plain.stages["preference"].step_flops
 
 
+def test_a_new_model_is_tried_without_the_model_that_is_its_reference(small: AlignmentConfig) -> None:
+    assert small.preference is not None
+    preference = dataclasses.replace(small.preference, reference_path="someone/else")
+    assert list(dry_run(dataclasses.replace(small, preference=preference)).tried) == ["preference"]
+
+
+def test_what_has_no_reference_has_none_to_ask(small: AlignmentConfig) -> None:
+    assert small.preference is not None
+    settings = {"strength": None, "integration": None, "reference_precision": None}
+    flops = {}
+    for loss in (DPO(), SimPO()):
+        preference = dataclasses.replace(small.preference, loss=loss, **settings)
+        flops[loss.kind] = dry_run(dataclasses.replace(small, preference=preference)).stages["preference"].stage_flops
+    # a forward pass is a third of a step: 4096 + 32 rows in batches of 8
+    step = dry_run(small).stages["preference"].step_flops
+    assert flops["dpo"] - flops["simpo"] == pytest.approx(step * (4096 + 32) / 8 / 3, rel=1e-6)
+
+
 def test_what_it_cannot_know_it_says(small: AlignmentConfig) -> None:
     data = HHData(path="nowhere")
     assert "how many steps is unknown" in str(dry_run(dataclasses.replace(small, data=data)))
@@ -128,8 +153,10 @@ def test_what_it_cannot_know_it_says(small: AlignmentConfig) -> None:
         (0, {}, "processes: got 0"),
         (3, {}, "preference.batch_size"),
         (1, {"model": PretrainedModel(path="someone/else")}, "config.json"),
+        (1, {"device": "gpu"}, "device: got 'gpu'; expected a device that torch knows"),
+        (1, {"preference": PreferenceConfig(reference_cache=__file__)}, "reference cache"),
     ],
-    ids=["none", "indivisible", "unknown"],
+    ids=["none", "indivisible", "unknown", "device", "cache"],
 )
 def test_what_the_run_would_refuse_is_refused(
     small: AlignmentConfig, processes: int, more: dict[str, Any], message: str
