@@ -259,9 +259,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPORTS)
     arguments = parser.parse_args()
     if importlib.util.find_spec("trl") is None:
-        print(
-            "skipped. trl: got no such package; expected one. Try pip install 'mixlogit_align[peers]'", file=sys.stderr
-        )
+        print("skipped. trl: got no such package; expected one. Try pip install 'mixlogit_align[trl]'", file=sys.stderr)
         return 0
     report = Report(
         "baselines_trl",

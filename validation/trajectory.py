@@ -75,6 +75,8 @@ def start(size: int, config: AlignmentConfig, killed: Killed | None = None) -> N
         # the killed process had no time to say that it ended
         if killed is None or json.loads((Path(config.out) / "run.json").read_text())["status"] != "running":
             raise
+    else:
+        assert killed is None, "the run ended without its kill"
 
 
 @dataclass(frozen=True)

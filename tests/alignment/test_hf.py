@@ -499,7 +499,7 @@ SCALED = {
 
 
 @pytest.mark.parametrize("model_type", SCALED)
-def test_models_that_scale_or_cap_their_logits_are_refused(folders, tmp_path, model_type):
+def test_models_that_scale_or_cap_their_logits_are_refused(tmp_path, model_type):
     tiny(model_type, **SCALED[model_type]).save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match="logits that its head does not give"):
         hf.skeleton(PretrainedModel(path=str(tmp_path)), None, seed=0)

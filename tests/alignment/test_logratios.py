@@ -11,18 +11,16 @@ from mixlogit_align.alignment import SequenceLogProbs, sequence_logprobs
 from mixlogit_align.errors import InvalidInputError
 
 
+def neox(vocab_size: int, hidden_size: int, layers: int, intermediate_size: int) -> GPTNeoXForCausalLM:
+    sizes = {"num_hidden_layers": layers, "num_attention_heads": 2, "max_position_embeddings": 32}
+    config = GPTNeoXConfig(vocab_size=vocab_size, hidden_size=hidden_size, intermediate_size=intermediate_size, **sizes)
+    return GPTNeoXForCausalLM(config).eval()
+
+
 @pytest.fixture(scope="module")
 def policy():
     torch.manual_seed(0)
-    sizes = GPTNeoXConfig(
-        vocab_size=29,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    model = GPTNeoXForCausalLM(sizes).eval()
+    model = neox(vocab_size=29, hidden_size=16, layers=2, intermediate_size=32)
     # weights of a fresh model are so small that every token looks alike
     with torch.no_grad():
         for parameter in model.parameters():
@@ -127,15 +125,7 @@ class LargestFloat32(TorchDispatchMode):
 
 def test_logits_are_never_all_in_float32_at_once(monkeypatch):
     """Nor their gradients: a vocabulary of 3,000 under a bfloat16 policy, in chunks of at most 40,000 logits."""
-    sizes = GPTNeoXConfig(
-        vocab_size=3000,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=32,
-    )
-    half = GPTNeoXForCausalLM(sizes).eval().to(torch.bfloat16)
+    half = neox(vocab_size=3000, hidden_size=8, layers=1, intermediate_size=8).to(torch.bfloat16)
     ids = torch.randint(3000, (6, 32))
     mask = torch.arange(32).expand(6, 32) >= 4
     expected = sequence_logprobs(half, ids, mask)

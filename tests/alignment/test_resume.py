@@ -178,18 +178,12 @@ def test_gpt_neox_resumes_with_the_head_it_had(unbroken, policies, tmp_path):
     assert not torch.equal(resumed[head], before[head])
 
 
-def test_to_resume_a_finished_run_is_to_read_it(unbroken):
+def test_to_resume_a_finished_run_is_to_read_it(unbroken, policies):
     before = files(unbroken["llama"])
-    settings = config(unbroken["llama"], "llama", json.loads(json.dumps(model_of(unbroken["llama"]))))
+    settings = config(unbroken["llama"], "llama", policies["llama"])
     result = run_alignment(settings, resume=True)
     assert result.metrics == json.loads((unbroken["llama"] / "run.json").read_text())["metrics"]
     assert files(unbroken["llama"]) == before
-
-
-def model_of(run: Path) -> str:
-    from mixlogit_align.alignment import load_config
-
-    return load_config(run / "config.yaml").model.path
 
 
 # --- killed while it writes ------------------------------------------------------------------------

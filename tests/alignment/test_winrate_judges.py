@@ -192,7 +192,7 @@ def test_models_that_give_no_reward_are_refused(
         RewardModel(str(folder))
 
 
-def test_policy_is_no_reward_model(reward_folder: Path, tmp_path: Path) -> None:
+def test_policy_is_no_reward_model(tmp_path: Path) -> None:
     from mixlogit_align.alignment.config import NewModel
     from mixlogit_align.alignment.hf import build_policy, build_tokenizer
     from mixlogit_align.alignment.hf_reward import RewardModel
