@@ -8,7 +8,6 @@ renamed when it is whole, so that a kill at any moment leaves the one before it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -19,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from mixlogit_align.alignment.durable import sync_folder
+from mixlogit_align.alignment.durable import write_durably as write_durably
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
@@ -119,10 +119,7 @@ class Checkpoints:
             with _quiet():
                 save_distributed(self._tensors(state), checkpoint_id=partial, no_dist=not self.world.grouped)
             own = {path.name: _fingerprint(path) for path in sorted(self._own_files(partial))}
-        files: list[dict[str, Any]] = [own]
-        if self.world.size > 1:
-            files = [{} for _ in range(self.world.size)]
-            dist.all_gather_object(files, own)
+        files = self.world.each(own)
         with self._all_or_none(partial):
             if self.world.is_main:
                 content = {
@@ -139,7 +136,6 @@ class Checkpoints:
                 partial.rename(final)
                 sync_folder(self.folder)
                 self._remove(self.names()[: -self.keep])
-        self.world.wait()
 
     def names(self) -> list[str]:
         """Finished checkpoints in the order of the run; times of files do not count, which a copy does not keep."""
@@ -287,25 +283,6 @@ def model_fingerprint(module: nn.Module) -> str:
     shapes = sorted(f"{name} {tuple(parameter.shape)}" for name, parameter in module.named_parameters())
     total = sum(parameter.numel() for parameter in module.parameters())
     return f"{len(shapes)} parameters, {total} numbers, {zlib.crc32(' '.join(shapes).encode()):08x}"
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a file by ``text``: after a kill at any moment it holds the old or the new text, whole."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` last."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _fingerprint(path: Path) -> dict[str, int]:

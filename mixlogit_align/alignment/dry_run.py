@@ -35,7 +35,7 @@ from mixlogit_align.alignment.data.synthetic import WORDS, write_synthetic
 from mixlogit_align.alignment.footprint import Memory, Pass, count_pass, training_memory
 from mixlogit_align.alignment.parallel import World, resolved
 from mixlogit_align.alignment.recipes import architectures
-from mixlogit_align.alignment.reference import require_reference
+from mixlogit_align.alignment.reference import require_cache
 from mixlogit_align.alignment.runner import run_alignment
 from mixlogit_align.alignment.tracking import require_packages
 from mixlogit_align.alignment.trainer import check_batch_size
@@ -198,8 +198,7 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
     require_packages(config.tracking)
     if config.lora is not None:
         require_peft()
-    if config.preference is not None and config.preference.reference_cache is not None:
-        require_reference(Path(config.preference.reference_cache))
+    require_cache(config.preference)
     device, precision = _usable(config.device), resolved(config.precision, config.device)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

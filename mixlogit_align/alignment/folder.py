@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixlogit_align.alignment.checkpoint import write_durably
 from mixlogit_align.alignment.config import AlignmentConfig
-from mixlogit_align.alignment.parallel import World
+from mixlogit_align.alignment.durable import write_durably
+from mixlogit_align.alignment.parallel import World, resolved
 from mixlogit_align.alignment.settings import dump_config, load_config
 from mixlogit_align.errors import InvalidInputError, explain
 
@@ -103,7 +103,10 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         """The run was begun with the same settings, those aside that do not change its trajectory."""
-        before, now = (_flat(dataclasses.asdict(c)) for c in (load_config(self.path / "config.yaml"), self.config))
+        before, now = (
+            _flat({**dataclasses.asdict(config), "precision": resolved(config.precision, config.device)})
+            for config in (load_config(self.path / "config.yaml"), self.config)
+        )
         differing = [
             f"{name}={now.get(name)!r}, was {before.get(name)!r}"
             for name in sorted(before.keys() | now.keys())

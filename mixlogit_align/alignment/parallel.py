@@ -84,14 +84,19 @@ class World:
         error : exception or None
             What this process met.
         """
-        if self.size > 1:
-            met: list[str | None] = [None] * self.size
-            dist.all_gather_object(met, None if error is None else f"{type(error).__name__}: {error}")
-            if error is None and any(met):
-                rank = next(rank for rank, text in enumerate(met) if text)
-                raise MixlogitError(f"process {rank} of {self.size} failed: {met[rank]}")
+        met = self.each(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
+        for rank, text in enumerate(met):
+            if text is not None:
+                raise MixlogitError(f"process {rank} of {self.size} failed: {text}")
+
+    def each(self, value: T) -> list[T]:
+        """What every process says, in the order of ranks, on every process."""
+        said = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(said, value)
+        return said
 
     def tell(self, value: T) -> T:
         """What the main process says, on every process."""
@@ -114,11 +119,6 @@ class World:
         self.agree(met)
         said: T = self.tell(value)
         return said
-
-    def wait(self) -> None:
-        """Until every process is here."""
-        if self.size > 1:
-            dist.barrier()
 
 
 @contextlib.contextmanager

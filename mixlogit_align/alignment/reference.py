@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixlogit_align.alignment.config import PreferenceConfig
 from mixlogit_align.alignment.data.batches import TokenizedComparison
 from mixlogit_align.alignment.durable import replacing
 from mixlogit_align.alignment.tokenization import token_hash
@@ -101,15 +102,13 @@ def write_reference(path: Path, key: ReferenceKey, rows: Sequence[TokenizedCompa
         ) from error
 
 
-def require_reference(path: Path) -> None:
-    """Refuse a file that is there and no cache, by its header alone; to be called before anything is trained.
-
-    Raises
-    ------
-    InvalidInputError
-    """
+def require_cache(config: PreferenceConfig | None) -> None:
+    """Refuse a ``reference_cache`` that is there and no such file, by its header; before anything is trained."""
     import pyarrow.parquet
 
+    if config is None or config.reference_cache is None:
+        return
+    path = Path(config.reference_cache)
     if path.exists():
         with _refusing_damage(path):
             _header(pyarrow.parquet.read_schema(path))

@@ -29,7 +29,6 @@ from mixlogit_align.alignment.checkpoint import (
     Position,
     TrainingState,
     model_fingerprint,
-    write_durably,
 )
 from mixlogit_align.alignment.config import (
     AlignmentConfig,
@@ -43,25 +42,31 @@ from mixlogit_align.alignment.conversations import texts
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS, Split
+from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.evaluation import held_out_pairs, write_pairs
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.loss_config import LossConfig
 from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss
+from mixlogit_align.alignment.metrics_log import MetricsLog
 from mixlogit_align.alignment.objectives import HeldOut, MixDPOObjective, PreferenceObjective, SFTObjective
 from mixlogit_align.alignment.parallel import World, join, recompute_activations, resolved, shard
 from mixlogit_align.alignment.progress import Progress
-from mixlogit_align.alignment.reference import ReferenceKey, read_reference, write_reference
+from mixlogit_align.alignment.reference import ReferenceKey, read_reference, require_cache, write_reference
 from mixlogit_align.alignment.settings import load_config
-from mixlogit_align.alignment.strength import build_preference_loss, fixed_strength_record, strength_record
+from mixlogit_align.alignment.strength import (
+    GRADIENT_EPS,
+    build_preference_loss,
+    fixed_strength_record,
+    strength_record,
+)
 from mixlogit_align.alignment.tokenization import content_hash, tokenize
 from mixlogit_align.alignment.tracking import open_trackers, require_packages
 from mixlogit_align.alignment.trainer import (
-    MetricsLog,
     NonFiniteLossError,
     ParameterGroup,
+    Stage,
     Trainer,
-    build_optimizer,
     check_batch_size,
 )
 from mixlogit_align.alignment.truth import compare_with_truth
@@ -198,21 +203,17 @@ def export_checkpoint(run: str | Path, out: str | Path) -> Path:
         return exported.export(Path(out), _preference_loss(config, world))
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """A stage ready to be trained or restored; ``extra`` and ``fixed`` as of `TrainingState`."""
+@dataclass(kw_only=True)
+class _Stage(Stage):
+    """A stage with what checkpoints hold of it beside its optimizer; see `TrainingState`."""
 
-    name: str
-    config: StageConfig
     objective: SFTObjective | PreferenceObjective
-    groups: Sequence[ParameterGroup]
-    optimizer: torch.optim.Optimizer
-    extra: Mapping[str, Tensor]
+    extra: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
     fixed: Set[str]
 
     @property
     def state(self) -> TrainingState:
-        """What a checkpoint holds of it."""
+        """What a checkpoint restores."""
         return TrainingState(module=self.objective, optimizer=self.optimizer, extra=self.extra, fixed=self.fixed)
 
 
@@ -277,7 +278,9 @@ class Run:
             world=world,
         )
         self.reached = self.checkpoints.latest() if resume else None
-        if self.reached is not None:
+        if self.reached is None:
+            world.on_main(lambda: require_cache(config.preference))
+        else:
             self.held_out.update(self.reached.held_out)
 
     def stages(self, preference_loss: PairLoss | None) -> RunResult:
@@ -444,7 +447,7 @@ class Run:
         size = config.eval_batch_size
         objective = SFTObjective(self.policy, self.collator, eval_batch_size=size, world=self.world)
         groups = [self._policy_group(config)]
-        return _Stage("sft", config, objective, groups, build_optimizer(groups, config.optim), {}, self._fixed())
+        return _Stage(name="sft", config=config, objective=objective, groups=groups, fixed=self._fixed())
 
     def _preference_stage(self, config: PreferenceConfig, preference_loss: PairLoss) -> _Stage:
         objective = build_objective(self.policy, preference_loss, self.collator, config=config, world=self.world)
@@ -458,6 +461,7 @@ class Run:
                     parameters=list(preference_loss.mixing.parameters()),
                     lr=update.lr,
                     max_grad_norm=update.max_grad_norm,
+                    eps=GRADIENT_EPS,
                 )
             )
         reference = {
@@ -468,7 +472,12 @@ class Run:
             if config.loss.has_reference
         }
         return _Stage(
-            "preference", config, objective, groups, build_optimizer(groups, config.optim), reference, self._fixed()
+            name="preference",
+            config=config,
+            objective=objective,
+            groups=groups,
+            extra=reference,
+            fixed=self._fixed(),
         )
 
     def _fixed(self) -> Set[str]:
@@ -541,11 +550,7 @@ class Run:
             self.checkpoints.save(stage.state, position)
 
         self.held_out[stage.name] = self.trainer.run(
-            stage.name,
-            stage.config,
-            stage.objective,
-            stage.groups,
-            stage.optimizer,
+            stage,
             rows["train"],
             rows["eval"],
             start=start,

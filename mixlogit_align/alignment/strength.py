@@ -30,6 +30,10 @@ from mixlogit_align.inference import derivatives, hessian_covariance, standard_e
 from mixlogit_align.inference.bounded import maximize_in_box
 
 RMSPROP_SMOOTHING = 0.99
+# The optimiser adds it to the size of the strength's gradient (nats for a change of 1 in a log) and divides by the sum.
+# At the first step policy and reference agree, so that this gradient is rounding of some 1e-8, which would else become
+# a whole step in a random direction; gradients that the data cause are a thousand times larger.
+GRADIENT_EPS = 1e-6
 
 CAUTIONS = {
     "learned": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "

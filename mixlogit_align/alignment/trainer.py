@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
+from mixlogit_align.alignment.metrics_log import MetricsLog
 from mixlogit_align.alignment.parallel import World, average_gradients, clip_gradients
 from mixlogit_align.alignment.progress import HELD_OUT, Progress
 from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING
-from mixlogit_align.alignment.tracking import Tracker
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
-
-# Added to the size of the strength's gradient, nats for a change of 1 in a log, before it is divided by it. At the
-# first step policy and reference agree, so that this gradient is rounding of some 1e-8, which would else become a whole
-# step in a random direction; gradients that the data cause are a thousand times larger.
-STRENGTH_EPS = 1e-6
 
 
 class NonFiniteLossError(MixlogitError, RuntimeError):
@@ -90,89 +81,59 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters with a learning rate and a clipping norm of their own."""
+    """Parameters with a learning rate and a clipping norm of their own.
+
+    Parameters
+    ----------
+    name : str
+        Its gradient norm and learning rate are logged under it; those of "policy" without.
+    parameters : sequence of nn.Parameter
+    lr, max_grad_norm : float
+    eps : float
+        Added by the optimiser to the gradient's size before it divides by it.
+    """
 
     name: str
     parameters: Sequence[nn.Parameter]
     lr: float
     max_grad_norm: float
-
-
-class MetricsLog:
-    """``metrics.jsonl``: one JSON object a line, on disk as soon as it is written. A context manager.
-
-    Parameters
-    ----------
-    path : Path or None
-        None writes nothing: processes other than the main one.
-    keep_bytes : int
-        What lies beyond this is cut off: a resumed run writes it again.
-    begun : float, optional
-        When this part of the run began, by `time.perf_counter`; now by default.
-
-    Attributes
-    ----------
-    records : list of dict
-        What the file holds.
-    trackers : sequence of Tracker
-        Get every record too, and are closed with the log.
-    """
-
-    def __init__(self, path: Path | None, *, keep_bytes: int = 0, begun: float | None = None) -> None:
-        self.records: list[dict[str, Any]] = []
-        self.trackers: Sequence[Tracker] = ()
-        self._file = None
-        self._before = 0.0
-        if path is not None:
-            self._file = path.open("a+", encoding="utf-8", buffering=1)
-            self._file.truncate(keep_bytes)
-            self._file.seek(0)
-            self.records = [json.loads(line) for line in self._file]
-            self._before = self.records[-1]["seconds"] if self.records else 0.0
-        self._start = time.perf_counter() if begun is None else begun
-
-    def __enter__(self) -> MetricsLog:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for tracker in self.trackers:
-            tracker.close(failed=kind is not None)
-        if self._file is not None:
-            self._file.close()
-
-    @property
-    def seconds(self) -> float:
-        """What the run has taken so far, resumed parts together."""
-        return self._before + time.perf_counter() - self._start
-
-    def write(self, **record: Any) -> None:
-        """Append one record and the seconds that the run has taken."""
-        if self._file is not None:
-            self.records.append({**record, "seconds": round(self.seconds, 3)})
-            self._file.write(json.dumps(self.records[-1]) + "\n")
-            for tracker in self.trackers:
-                tracker.write(self.records[-1])
-
-    def durable_bytes(self) -> int:
-        """Length of the file, after all of it has reached the disk."""
-        if self._file is None:
-            return 0
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+    eps: float = 1e-8
 
 
 def build_optimizer(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.Optimizer:
-    """The configured optimiser with one parameter group for each of ``groups``; see `STRENGTH_EPS`."""
-    options: list[dict[str, Any]] = [{"params": list(group.parameters), "lr": group.lr} for group in groups]
-    for group, option in zip(groups, options, strict=True):
-        if group.name == "strength":
-            option["eps"] = STRENGTH_EPS
+    """The configured optimiser with one parameter group for each of ``groups``."""
+    options = [{"params": list(group.parameters), "lr": group.lr, "eps": group.eps} for group in groups]
     if config.name == "adamw":
         return torch.optim.AdamW(options, weight_decay=0.0)
     return torch.optim.RMSprop(options, alpha=RMSPROP_SMOOTHING)
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """A stage ready to be trained.
+
+    Parameters
+    ----------
+    name : str
+        "sft" or "preference".
+    config : StageConfig
+    objective : Objective
+    groups : sequence of ParameterGroup
+
+    Attributes
+    ----------
+    optimizer : torch.optim.Optimizer
+        With one parameter group for each of ``groups``.
+    """
+
+    name: str
+    config: StageConfig
+    objective: Objective
+    groups: Sequence[ParameterGroup]
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = build_optimizer(self.groups, self.config.optim)
 
 
 def shuffled_batches(num_rows: int, config: StageConfig, seed: int) -> list[list[int]]:
@@ -222,11 +183,7 @@ class Trainer:
 
     def run(
         self,
-        stage: str,
-        config: StageConfig,
-        objective: Objective,
-        groups: Sequence[ParameterGroup],
-        optimizer: torch.optim.Optimizer,
+        stage: Stage,
         train_rows: Sequence[TokenizedComparison],
         eval_rows: Sequence[TokenizedComparison],
         *,
@@ -238,13 +195,13 @@ class Trainer:
         """Run one stage and return its final held-out metrics.
 
         Every step is logged (split "train"); the held-out rows are judged before the first step, every
-        ``config.eval_every_examples`` and after the last step (split "eval"). Each group's gradient is clipped apart
+        its ``eval_every_examples`` and after the last step (split "eval"). Each group's gradient is clipped apart
         from the others'. The order of the rows and the learning rates are functions of the seed and the step alone.
 
         Parameters
         ----------
-        stage, config, objective, groups, optimizer, train_rows, eval_rows
-            ``optimizer`` has one parameter group for each of ``groups``.
+        stage : Stage
+        train_rows, eval_rows : sequence of TokenizedComparison
         start : int
             Steps that were done before; ``held_out`` are then the last held-out metrics.
         save : callable
@@ -256,49 +213,50 @@ class Trainer:
         NonFiniteLossError
             Before the step that a NaN or infinite loss or gradient would have spoiled; on every process.
         """
+        config, objective = stage.config, stage.objective
         batches = shuffled_batches(len(train_rows), config, self.seed)
         total = len(train_rows) * config.num_epochs
         save_every = save_every_examples or config.eval_every_examples
 
         def evaluate(step: int, seen: int) -> dict[str, float]:
             metrics = {**objective.evaluate(eval_rows), **objective.state_metrics(step)}
-            self.log.write(stage=stage, split="eval", step=step, examples_seen=seen, **metrics)
-            self.progress(stage, seen, total, {HELD_OUT + name: value for name, value in metrics.items()})
+            self.log.write(stage=stage.name, split="eval", step=step, examples_seen=seen, **metrics)
+            self.progress(stage.name, seen, total, {HELD_OUT + name: value for name, value in metrics.items()})
             self.evaluated()
             return metrics
 
         seen = min(start * config.batch_size, total)
-        self.progress(stage, seen, total, {})
+        self.progress(stage.name, seen, total, {})
         latest = dict(held_out or {}) if start else evaluate(0, 0)
         for step in range(start, len(batches)):
             begun = time.perf_counter()
             rows = [train_rows[i] for i in batches[step]]
-            logged = self._step(stage, config, objective, groups, optimizer, rows, step)
+            logged = self.step(stage, rows, step)
             seconds = time.perf_counter() - begun
             seen += len(rows)
             tokens = objective.tokens(rows)
             rates = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
             logged |= {"tokens": tokens, **{name: round(rate, 3) for name, rate in rates.items()}}
-            self.log.write(stage=stage, split="train", step=step + 1, examples_seen=seen, **logged)
-            self.progress(stage, seen, total, logged)
+            self.log.write(stage=stage.name, split="train", step=step + 1, examples_seen=seen, **logged)
+            self.progress(stage.name, seen, total, logged)
             if seen % config.eval_every_examples == 0 or seen == total:
                 latest = evaluate(step + 1, seen)
             if seen % save_every == 0 or seen == total:
                 save(step + 1, latest)
         return latest
 
-    def _step(
-        self,
-        stage: str,
-        config: StageConfig,
-        objective: Objective,
-        groups: Sequence[ParameterGroup],
-        optimizer: torch.optim.Optimizer,
-        rows: Sequence[TokenizedComparison],
-        step: int,
-    ) -> dict[str, float]:
-        """One step on a whole batch, of which each process takes its share of every part."""
-        for group, options in zip(groups, optimizer.param_groups, strict=True):
+    def step(self, stage: Stage, rows: Sequence[TokenizedComparison], step: int) -> dict[str, float]:
+        """Take one step on a whole batch, of which each process has its share of every part; returns what to log.
+
+        Parameters
+        ----------
+        stage : Stage
+        rows : sequence of TokenizedComparison
+        step : int
+            Steps done before.
+        """
+        config, objective, optimizer = stage.config, stage.objective, stage.optimizer
+        for group, options in zip(stage.groups, optimizer.param_groups, strict=True):
             options["lr"] = group.lr * min((step + 1) / max(config.optim.warmup_steps, 1), 1.0)
         state = objective.state_metrics(step)
         objective.before_step(rows, step)
@@ -321,17 +279,14 @@ class Trainer:
             joined.append(self.world.gather(table[: len(mine)], len(part)))
         values = dict(zip(names, torch.cat(joined).unbind(1), strict=True))
         ids = torch.tensor([row.comparison.pair_id for row in rows])
-        require_finite("loss", stage, step, values["loss"], ids)
+        require_finite("loss", stage.name, step, values["loss"], ids)
         logged = {**objective.metrics(values), **state}
-        for group in groups:
+        for group, options in zip(stage.groups, optimizer.param_groups, strict=True):
             average_gradients(group.parameters, self.world)
             norm = clip_gradients(group.parameters, group.max_grad_norm)
-            require_finite(f"gradient of the {group.name}", stage, step, norm.expand(len(rows)), ids)
+            require_finite(f"gradient of the {group.name}", stage.name, step, norm.expand(len(rows)), ids)
             suffix = "" if group.name == "policy" else f"/{group.name}"
-            logged[f"grad_norm{suffix}"] = norm.item()
-        for group, options in zip(groups, optimizer.param_groups, strict=True):
-            suffix = "" if group.name == "policy" else f"/{group.name}"
-            logged[f"learning_rate{suffix}"] = options["lr"]
+            logged |= {f"grad_norm{suffix}": norm.item(), f"learning_rate{suffix}": options["lr"]}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         objective.after_step(values, step + 1)

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from mixlogit_align.alignment.checkpoint import CheckpointError, write_durably
+from mixlogit_align.alignment.checkpoint import CheckpointError
 from mixlogit_align.alignment.config import FrozenUpdate, LearnedUpdate
+from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.losses import MixDPOLoss, preference_metrics
 from mixlogit_align.alignment.parallel import World, average_gradients, clip_gradients
 from mixlogit_align.alignment.strength import CAUTIONS, strength_metrics

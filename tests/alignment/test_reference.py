@@ -155,13 +155,22 @@ def test_a_resumed_run_is_the_run_without_a_break(policies, plain, tmp_path, sta
 
 def test_a_refused_cache_can_be_left_behind(policies, plain, tmp_path):
     cache = tmp_path / "reference.parquet"
-    cache.write_bytes(b"nothing")
-    settings = config(tmp_path / "run", policies["start"], cache=cache)
+    write_reference(cache, KEY, TWO, LOGPS)  # of another reference, which shows when this one is there
+    before = cache.read_bytes()
     with pytest.raises(InvalidInputError, match="reference cache"):
-        run_alignment(settings)
-    assert cache.read_bytes() == b"nothing"
+        run_alignment(config(tmp_path / "run", policies["start"], cache=cache))
+    assert cache.read_bytes() == before
     run_alignment(config(tmp_path / "run", policies["start"]), resume=True)
     assert outcome(tmp_path / "run") == outcome(plain)
+
+
+def test_a_file_that_is_no_cache_is_refused_before_anything_is_written(policies, tmp_path):
+    cache = tmp_path / "reference.parquet"
+    cache.write_bytes(b"nothing")
+    with pytest.raises(InvalidInputError, match=r"reference cache .* expected a whole file"):
+        run_alignment(config(tmp_path / "run", policies["start"], cache=cache))
+    assert cache.read_bytes() == b"nothing"
+    assert not (tmp_path / "run").exists()
 
 
 # --- the file --------------------------------------------------------------------------------------

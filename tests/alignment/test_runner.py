@@ -41,7 +41,9 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData, TableData
+from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.hf import load
+from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.tokenization import tokenize
 from mixlogit_align.errors import InvalidInputError, MixlogitError
 
@@ -384,3 +386,12 @@ def three_responses(folder: Path) -> TableData:
     (folder / "sets.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = {"prompt": "prompt", "responses": ("responses",), "choice": "choice"}
     return TableData(path=str(folder / "sets.jsonl"), sets="sets", eval_fraction=0.3, **columns)
+
+
+def test_a_run_does_not_go_on_in_another_precision_on_another_device(finished):
+    """`precision: auto` means float32 on a CPU and bfloat16 on a GPU."""
+    config = dataclasses.replace(load_config(finished.path / "config.yaml"), device="cuda")
+    with pytest.raises(InvalidInputError, match="precision='bfloat16', was 'float32'"):
+        RunFolder(config, World()).found(overwrite=False, resume=True)
+    same = dataclasses.replace(config, precision="float32")
+    assert RunFolder(same, World()).found(overwrite=False, resume=True) == "finished"

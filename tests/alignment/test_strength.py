@@ -27,6 +27,7 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data import StrengthTruth
 from mixlogit_align.alignment.strength import (
+    GRADIENT_EPS,
     StrengthBounds,
     StrengthBuffer,
     StrengthSolver,
@@ -61,7 +62,7 @@ def test_drift_of_a_run_of_the_papers_length(warmup_steps, factor):
 def test_drift_is_what_the_optimiser_does_under_a_constant_gradient(name, warmup_steps):
     config = OptimConfig(name=name, warmup_steps=warmup_steps)
     parameter = torch.nn.Parameter(torch.tensor(0.0, dtype=torch.float64))
-    group = ParameterGroup(name="strength", parameters=[parameter], lr=1e-2, max_grad_norm=1.0)
+    group = ParameterGroup(name="strength", parameters=[parameter], lr=1e-2, max_grad_norm=1.0, eps=GRADIENT_EPS)
     optimizer = build_optimizer([group], config)
     for step in range(30):
         optimizer.param_groups[0]["lr"] = 1e-2 * min((step + 1) / max(warmup_steps, 1), 1.0)

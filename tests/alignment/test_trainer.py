@@ -13,13 +13,13 @@ from mixlogit_align.alignment import NonFiniteLossError
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data import Comparison
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
+from mixlogit_align.alignment.metrics_log import MetricsLog
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.trainer import (
-    MetricsLog,
     ParameterGroup,
+    Stage,
     StageLoss,
     Trainer,
-    build_optimizer,
     check_batch_size,
     shuffled_batches,
 )
@@ -91,9 +91,9 @@ def run(
     ]
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
         trainer = Trainer(collator=Collator(pad_id=0), log=log, progress=progress or (lambda *_: None), seed=5)
-        optimizer = build_optimizer(groups, config.optim)
+        stage = Stage(name="toy", config=config, objective=objective, groups=groups)
         saving = {} if save is None else {"save": save, "save_every_examples": save_every_examples}
-        return trainer.run("toy", config, objective, groups, optimizer, rows(num_rows), rows(3), **saving)
+        return trainer.run(stage, rows(num_rows), rows(3), **saving)
 
 
 def read(tmp_path):

@@ -45,10 +45,11 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import Comparison
+from mixlogit_align.alignment.metrics_log import MetricsLog
 from mixlogit_align.alignment.objectives import MixDPOObjective
 from mixlogit_align.alignment.parallel import World, join, shard
 from mixlogit_align.alignment.strength import build_preference_loss
-from mixlogit_align.alignment.trainer import MetricsLog, ParameterGroup, Trainer, build_optimizer
+from mixlogit_align.alignment.trainer import ParameterGroup, Stage, Trainer
 
 PROMPT, RESPONSE = 64, 64  # tokens
 SPREAD = 20.0  # nats, standard deviation of the log-ratio differences where the policy is left out
@@ -194,16 +195,16 @@ def steps(
         if isinstance(strength.update, LearnedUpdate):
             learned = list(preference_loss.mixing.parameters())
             groups.append(ParameterGroup(name="strength", parameters=learned, lr=strength.update.lr, max_grad_norm=1.0))
-        optimizer = build_optimizer(groups, config.optim)
+        stage = Stage(name="preference", config=config, objective=objective, groups=groups)
         if state is not None:
-            optimizer.state.update({parameter: state[parameter] for parameter in policy.parameters()})
+            stage.optimizer.state.update({parameter: state[parameter] for parameter in policy.parameters()})
         trainer = Trainer(collator=collator, log=MetricsLog(None), progress=lambda *_: None, seed=0, world=world)
 
-        def step(trainer: Any = trainer, arguments: Any = (config, objective, groups, optimizer, rows)) -> None:
-            trainer._step("preference", *arguments, step=0)
+        def step(trainer: Any = trainer, stage: Any = stage, rows: Any = rows) -> None:
+            trainer.step(stage, rows, step=0)
 
         step()  # the first makes the optimiser's state and loads libraries
-        state = optimizer.state
+        state = stage.optimizer.state
         found[name] = step
     return found
 
