@@ -11,6 +11,7 @@ import pytest
 
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import Mg2019Data, Mms2019Data
+from mixlogit_align.alignment.data.splits import held_out
 from mixlogit_align.errors import InvalidInputError
 from tests.alignment.datafiles import write
 
@@ -117,6 +118,19 @@ def test_unusable_texts_are_named(tmp_path, content):
     (tmp_path / "domains.json").write_text(content)
     with pytest.raises(InvalidInputError, match=r"domains\.json"):
         load_data(Mg2019Data(path=path, groups=()))
+
+
+def test_people_are_held_out(tmp_path):
+    """Each person stands on one side, and every prompt on both."""
+    trials = [(person, domain, "ab", "a") for person in (1, 2) for domain in DOMAINS]
+    seed = next(s for s in range(100) if len({held_out(str(person), 0.5, s) for person in (1, 2)}) == 2)
+    data = mg(tmp_path, *trials, hold_out="people", eval_fraction=0.5, seed=seed)
+    sides = {name: {row.annotator_id for row in data.split(name)} for name in ("train", "eval")}
+    assert {len(people) for people in sides.values()} == {1}
+    assert sides["train"] != sides["eval"]
+    assert [len({row.prompt for row in data.split(name)}) for name in ("train", "eval")] == [2, 2]
+    assert data.report["prompts_in_both_splits"] == 2
+    assert data.report["bad_rows"] == {}
 
 
 # --- the real ones ---------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ def _read(
     people = read_people(
         read_table(folder, bad, name="subjects"), config.groups, bad, key="subject", what=f"groups of {config.source}"
     )
+    by_person = config.hold_out == "people"
     reason = {name: why for why, names in set_aside.items() for name in names}
 
     def comparisons_of(row: Row, split_of: SplitOf) -> Iterator[Comparison]:
@@ -102,7 +103,7 @@ def _read(
             responses=tuple(f" {texts[letter]}" for letter in shown),
             choice=shown.index(taken),
             pair_id=numbered(row.number),
-            split=split_of(row, question),
+            split=split_of(row, subject if by_person else question),
             annotator_id=subject,
             groups={**people[subject], "domain": domain},
         )
@@ -115,5 +116,6 @@ def _read(
         bad=bad,
         counts=counts,
         eval_fraction=config.eval_fraction,
+        prompts_in_both=by_person,
         notes={**notes, **{f"domains_of_{why}": names for why, names in set_aside.items() if names}},
     )

@@ -147,6 +147,22 @@ class ConversationSettings(ChoiceSetSettings):
     prompts: Literal["messages", "transcript"] = "messages"
 
 
+@dataclass(frozen=True, kw_only=True)
+class FewPromptsSettings(ChoiceSetSettings):
+    """What readers take whose few prompts are put to many people.
+
+    Parameters
+    ----------
+    hold_out : {"prompts", "people"}
+        Whether the evaluated split has prompts of its own, answered by everyone, or people of its own, asked the same:
+        the first asks whether a policy knows what is preferred elsewhere, the second what others prefer here.
+        ``eval_fraction`` is then a share of the people.
+    """
+
+    eval_fraction: float = 0.2
+    hold_out: Literal["prompts", "people"] = "prompts"
+
+
 # --- one section a data set ------------------------------------------------------------------------
 
 
@@ -340,7 +356,7 @@ class TableData(StreamedSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mg2019Data(ChoiceSetSettings):
+class Mg2019Data(FewPromptsSettings):
     """Choices among two to four short texts, 16 questions, 1,760 people (McCausland and Gerringer 2019).
 
     Parameters
@@ -353,12 +369,11 @@ class Mg2019Data(ChoiceSetSettings):
 
     source: Literal["mg2019"] = "mg2019"
     path: str = "$MIXLOGIT_DATA/mg2019"
-    eval_fraction: float = 0.2
     groups: tuple[str, ...] = ("sex", "educ", "region", "race", "age")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mms2019Data(ChoiceSetSettings):
+class Mms2019Data(FewPromptsSettings):
     """Choices among two to five options, 32 domains, 1,042 people (McCausland, Marley and Davis-Stober 2019).
 
     Parameters
@@ -376,7 +391,6 @@ class Mms2019Data(ChoiceSetSettings):
 
     source: Literal["mms2019"] = "mms2019"
     path: str = "$MIXLOGIT_DATA/mms2019"
-    eval_fraction: float = 0.2
     options: Literal["words", "words_and_numbers"] = "words"
     question: str = "{domain}: which one do you choose?"
     groups: tuple[str, ...] = ("sex", "location")

@@ -23,6 +23,7 @@ def read_rows(
     bad: BadRows,
     counts: Counter[str],
     eval_fraction: float | None = None,
+    prompts_in_both: bool = False,
     notes: Mapping[str, Any] | None = None,
 ) -> PreferenceData:
     """Read tables row by row.
@@ -39,6 +40,8 @@ def read_rows(
         What ``comparisons_of`` counts beside; part of the report.
     eval_fraction : float or None
         Share of prompts held out; None where every row has a split.
+    prompts_in_both : bool
+        What is held out is not prompts, which then stand in both splits: the report counts them.
     notes : mapping, optional
         Further entries of the report.
 
@@ -75,6 +78,9 @@ def read_rows(
                 break
 
     evaluated = {comparison.prompt for comparison, _ in made["eval"]}
+    if prompts_in_both:
+        shared_prompts = evaluated & {comparison.prompt for comparison, _ in made["train"]}
+        notes, evaluated = {"prompts_in_both_splits": len(shared_prompts), **(notes or {})}, set()
     openings = {opening(prompt) for prompt in evaluated}
     begun = {prompt for prompt in {comparison.prompt for comparison, _ in made["train"]} if opening(prompt) in openings}
     for where in dict.fromkeys(where for comparison, where in made["train"] if comparison.prompt in evaluated):

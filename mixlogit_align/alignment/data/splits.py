@@ -8,7 +8,8 @@ held out stays so when rows are added, moved or left out.
 Where data have a split of their own, it is kept; a prompt that stands in both is a bad row of the training part, and
 training prompts that share no more than their opening with the other side are counted.
 
-Two sources are split otherwise, and say so: simulated annotators (by comparison) and humour (by response).
+Some sources are split otherwise, and say so: simulated annotators (by comparison), humour (by response), and choices
+among a few prompts with ``hold_out: people`` (by annotator, whose id is hashed in the opening's place).
 """
 
 from __future__ import annotations
