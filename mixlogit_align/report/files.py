@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,13 @@ from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.errors import InvalidInputError, explain
 
 RECOVERY_FILES = ("first_light.json", "recovery.json")
+HETEROGENEITY = "heterogeneity"  # a run's folder for what was fitted to its log-ratios
+
+# What a report reads in results of measurements.
+EVALUATION = ("name", "level", "clusters", "minimum", "averages")
+GAINS = (*EVALUATION, "against", "adjustment", "num_tests")
+WINRATE = ("model", "opponent", "judge", "win_rate", "interval", "test", "controlled", "not_controlled", "compared")
+FITTED = ("rows", "annotators", "family", "fits", "tests", "profile", "identification", "warnings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +79,13 @@ class Run:
         What the run noticed: name, stage, step, message.
     metrics : sequence of mapping
         The lines of ``metrics.jsonl``.
-    strength, truth : mapping or None
-        ``strength.json`` and ``truth.json``.
+    strength, truth, data : mapping or None
+        ``strength.json``, ``truth.json`` and ``data.json``.
+    processes : int or None
+        That trained together.
+    precision, machine : str or None
+    versions : mapping of str to str
+        Of the software, as the run itself wrote them.
     """
 
     path: Path
@@ -84,6 +97,11 @@ class Run:
     metrics: Sequence[Mapping[str, Any]]
     strength: Mapping[str, Any] | None
     truth: Mapping[str, Any] | None
+    data: Mapping[str, Any] | None = None
+    processes: int | None = None
+    precision: str | None = None
+    machine: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -103,13 +121,47 @@ class Run:
     @cached_property
     def log_ratios(self) -> dict[str, list[Any]] | None:
         """The columns of ``log_ratios.parquet``: held-out pairs."""
-        import pyarrow.parquet
+        return _read_columns(self.path / "log_ratios.parquet", hint="running it again")
 
-        path = self.path / "log_ratios.parquet"
-        columns: dict[str, list[Any]] | None = None
-        if path.exists():
-            columns = pyarrow.parquet.read_table(path).to_pydict()
-        return columns
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """``evaluation.json``, as `mixlogit_align.alignment.evaluation.Evaluation` has it; None before any."""
+        return _measured(self.path / "evaluation.json", EVALUATION, hint=f"`mixlogit-align evaluate {self.path}`")
+
+    @cached_property
+    def gains(self) -> dict[str, Mapping[str, Any]]:
+        """Each ``gains-over-NAME.json``, by NAME, as `mixlogit_align.alignment.evaluation.Gains` has it."""
+        return self._each("gains-over-*.json", GAINS, lambda file: file.stem.removeprefix("gains-over-"), "evaluate")
+
+    @cached_property
+    def winrates(self) -> dict[str, Mapping[str, Any]]:
+        """Each ``winrate.json``, by its folder's name, as `mixlogit_align.alignment.winrate.JudgedRun` has it."""
+        return self._each("*/winrate.json", WINRATE, lambda file: file.parent.name, "winrate")
+
+    @cached_property
+    def heterogeneity(self) -> Mapping[str, Any] | None:
+        """``heterogeneity/heterogeneity.json``: distributions of strength, fitted to the log-ratios; None before."""
+        hint = f"`mixlogit-align strength {self.path}`"
+        return _measured(self.path / HETEROGENEITY / "heterogeneity.json", FITTED, hint=hint)
+
+    @cached_property
+    def annotators(self) -> dict[str, list[Any]] | None:
+        """The columns of ``heterogeneity/annotators.parquet``: the strength of each annotator, given the choices."""
+        path = self.path / HETEROGENEITY / "annotators.parquet"
+        return _read_columns(path, hint=f"`mixlogit-align strength {self.path}`")
+
+    @cached_property
+    def num_parameters(self) -> int | None:
+        """Of the policy that the run left, or of its adapters; None before."""
+        files = sorted(file for name in ("policy", "adapter") for file in (self.path / name).glob("*.safetensors"))
+        return sum(map(_num_values, files)) if files else None
+
+    def _each(
+        self, pattern: str, keys: Sequence[str], name: Callable[[Path], str], command: str
+    ) -> dict[str, Mapping[str, Any]]:
+        hint = f"`mixlogit-align {command} {self.path}` once more"
+        found = {name(file): _measured(file, keys, hint=hint) for file in sorted(self.path.glob(pattern))}
+        return {name: content for name, content in found.items() if content is not None}
 
     @cached_property
     def simulated(self) -> PreferenceData | None:
@@ -145,6 +197,15 @@ class Evidence:
         return found
 
 
+def labels(runs: Sequence[Run]) -> list[str]:
+    """What tells the runs apart: their names; where two share one the data, too; where that does not do, the folder."""
+    found = [run.name for run in runs]
+    for more in (lambda run: run.data_name, lambda run: run.path.name, lambda run: str(run.path)):
+        found = [f"{run.name} ({more(run)})" if found.count(label) > 1 else label
+                 for run, label in zip(runs, found, strict=True)]  # fmt: skip
+    return found
+
+
 def data_names(runs: Sequence[Run]) -> str:
     """The data of all runs, each named once."""
     return "; ".join(dict.fromkeys(run.data_name for run in runs))
@@ -175,7 +236,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
     Returns
     -------
     Evidence
-        Runs in the order in which they were begun.
+        Runs in the order of the paths, below one path in that in which they were begun; each once.
 
     Raises
     ------
@@ -198,7 +259,9 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
                 )
             )
         recoveries += [read_recovery(file) for file in files]
-        runs += [read_run(folder) for folder in sorted(folders, key=lambda f: (f / "config.yaml").stat().st_mtime_ns)]
+        seen = {run.path.resolve() for run in runs}
+        new = [folder for folder in folders if folder.resolve() not in seen]
+        runs += [read_run(folder) for folder in sorted(new, key=lambda f: (f / "config.yaml").stat().st_mtime_ns)]
     return Evidence(recoveries=recoveries, runs=runs)
 
 
@@ -217,7 +280,7 @@ def read_run(path: Path) -> Run:
     """Read a run folder, complete or not; errors as for `read_evidence`."""
     state = _read_json(path / "run.json") if (path / "run.json").exists() else {}
     optional = {name: _read_json(path / f"{name}.json") if (path / f"{name}.json").exists() else None
-                for name in ("strength", "truth")}  # fmt: skip
+                for name in ("strength", "truth", "data")}  # fmt: skip
     return Run(
         path=path,
         config=load_config(path / "config.yaml"),
@@ -225,25 +288,72 @@ def read_run(path: Path) -> Run:
         error=state.get("error"),
         seconds=state.get("seconds", 0.0),
         alarms=state.get("alarms", []),
+        processes=state.get("processes"),
+        precision=state.get("precision"),
+        machine=state.get("machine"),
+        versions=state.get("versions", {}),
         metrics=_read_lines(path / "metrics.jsonl"),
         **optional,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, hint: str = "running it again") -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidInputError(explain(str(path), got=str(error), expected="JSON", hint="running it again")) from error
+        raise InvalidInputError(explain(str(path), got=str(error), expected="JSON", hint=hint)) from error
     if not isinstance(content, dict):
-        raise InvalidInputError(
-            explain(str(path), got=type(content).__name__, expected="a JSON object", hint="running it again")
-        )
+        raise InvalidInputError(explain(str(path), got=type(content).__name__, expected="a JSON object", hint=hint))
     return content
+
+
+def _measured(path: Path, keys: Sequence[str], *, hint: str) -> dict[str, Any] | None:
+    """The result of a measurement, with the keys that a report reads; None where there is none."""
+    if not path.exists():
+        return None
+    content = _read_json(path, hint)
+    if lacking := [key for key in keys if key not in content]:
+        got = f"no {', '.join(lacking)}"
+        raise InvalidInputError(explain(str(path), got=got, expected="what this version writes", hint=hint))
+    return content
+
+
+def _read_columns(path: Path, *, hint: str) -> dict[str, list[Any]] | None:
+    """The columns of a Parquet file; None where there is none."""
+    import pyarrow.parquet
+
+    if not path.exists():
+        return None
+    try:
+        columns: dict[str, list[Any]] = pyarrow.parquet.read_table(path).to_pydict()
+    except pyarrow.ArrowInvalid as error:
+        raise InvalidInputError(explain(str(path), got=str(error), expected="a Parquet table", hint=hint)) from error
+    return columns
+
+
+def _num_values(file: Path) -> int:
+    """Numbers in a safetensors file, by its header: 8 bytes of length, then JSON."""
+    with file.open("rb") as stream:
+        head = stream.read(int.from_bytes(stream.read(8), "little"))
+    try:
+        tensors = json.loads(head)
+        return sum(math.prod(tensor["shape"]) for name, tensor in tensors.items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInputError(
+            explain(str(file), got=f"a damaged header ({error})", expected="safetensors", hint="exporting it again")
+        ) from error
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """One JSON object a line. What follows the last line end was cut short when the run was killed."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            what = f"{path}, line {number}"
+            hint = "going on from the last checkpoint: `mixlogit-align train --resume`"
+            raise InvalidInputError(explain(what, got=str(error), expected="JSON", hint=hint)) from error
+    return rows
