@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from mixlogit_align.report import Evidence, figures, read_evidence
+from mixlogit_align.report.figures import calibration, drawing, strength
+from mixlogit_align.report.figures.weights import _slope
 from mixlogit_align.report.files import read_run, strength_distribution
 
 from .conftest import STRENGTHS, write_preference_run
@@ -61,17 +63,16 @@ def test_ids_are_unique_over_the_panels(demonstration: Path) -> None:
 
 def test_methods_are_not_told_apart_by_colour_alone(demonstration: Path) -> None:
     runs = read_evidence([demonstration]).worlds["simulated annotators, strength lognormal, cv 1"]
-    styles = figures._styles(runs).values()
+    styles = drawing.run_styles(runs).values()
     assert len({str(style["linestyle"]) for style in styles}) == len({style["marker"] for style in styles}) == 3
 
 
-def test_what_the_truth_would_score_is_drawn(demonstration: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_panel", lambda name, title, draw: draw)
+def test_what_the_truth_would_score_is_drawn(demonstration: Path) -> None:
     runs = read_evidence([demonstration]).worlds["simulated annotators, strength lognormal, cv 1"]
     seen = []
-    for draw in figures.curves_figure("world", runs).panels:
+    for panel in figures.curves_figure("world", runs).panels:
         axes = MagicMock()
-        draw(axes)  # type: ignore[operator]
+        panel.draw(axes)
         seen.append([call.args for call in axes.axhline.call_args_list])
     assert seen == [[(0.4991,)], [(0.770,)], []]
 
@@ -89,14 +90,12 @@ def test_nothing_to_draw_is_no_figure(demonstration: Path, name: str) -> None:
 )
 def test_weight_of_a_pair(delta: float, weight: float) -> None:
     at = torch.tensor([delta], dtype=torch.float64)
-    assert figures._slope(at, strength_distribution(STRENGTHS["MixDPO gamma"][1])).item() == pytest.approx(
-        weight, rel=5e-4
-    )
+    assert _slope(at, strength_distribution(STRENGTHS["MixDPO gamma"][1])).item() == pytest.approx(weight, rel=5e-4)
 
 
 def test_weights_at_zero_are_half_the_mean() -> None:
     at = torch.zeros(1, dtype=torch.float64)
-    weights = [figures._slope(at, strength_distribution(record)).item() for _, record in STRENGTHS.values()]
+    weights = [_slope(at, strength_distribution(record)).item() for _, record in STRENGTHS.values()]
     # means 0.1, exp(loc + scale^2 / 2) and 2 / 16.7; float64 rounding
     assert weights == pytest.approx([0.05, math.exp(-2.3 + 0.18) / 2, 1 / 16.7], rel=1e-12)
 
@@ -120,12 +119,12 @@ class Recorder:
 
 def test_densities_stand_in_the_truths_unit(tmp_path: Path) -> None:
     run = read_run(write_preference_run(tmp_path / "run", "MixDPO gamma"))
-    curves = figures._strength_curves(run, {}, known=True)
+    curves = strength.strength_curves(run, {}, known=True)
     scaled, plain, truth = (record for record, _ in curves)
     assert (scaled["mean"], scaled["sd"]) == pytest.approx((2 * plain["mean"], 2 * plain["sd"]))
     assert truth["cv"] == 1.0
     axes = Recorder()
-    figures._density(axes, scaled, {}, top=4.0)
+    strength._density(axes, scaled, {}, top=4.0)
     x, y = (torch.tensor(values, dtype=torch.float64) for values in axes.curves[0])
     # a gamma of mean 0.24 ends before 4; 400 points integrate it to 1e-3
     assert torch.trapezoid(y, x).item() == pytest.approx(1.0, abs=2e-3)
@@ -134,7 +133,7 @@ def test_densities_stand_in_the_truths_unit(tmp_path: Path) -> None:
 
 def test_a_strength_that_does_not_vary_is_a_line() -> None:
     axes = Recorder()
-    figures._density(axes, STRENGTHS["DPO"][1], {}, top=1.0)
+    strength._density(axes, STRENGTHS["DPO"][1], {}, top=1.0)
     assert (axes.lines, axes.curves) == ([0.1], [])
 
 
@@ -147,6 +146,6 @@ def test_probabilities_are_oriented_as_shown(tmp_path: Path) -> None:
     parameters = truth["parameters"] | {"loc": truth["parameters"]["loc"] - math.log(2.0)}
     halved = truth | {"parameters": parameters}
     object.__setattr__(run, "strength", {**halved, "learning_rate": 1.0})
-    learned, true = figures._probabilities(run)
+    learned, true = calibration._probabilities(run)
     torch.testing.assert_close(learned, true, rtol=1e-12, atol=1e-12)  # rounding of log 2
     assert 0.2 < (true > 0.5).double().mean() < 0.8  # shown first, not chosen first

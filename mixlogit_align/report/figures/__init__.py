@@ -1,0 +1,23 @@
+"""Figures, one function each, for a page (panels of SVG that follow its theme) and for files (`Figure.save`)."""
+
+from __future__ import annotations
+
+from mixlogit_align.report.figures.calibration import calibration_figure
+from mixlogit_align.report.figures.drawing import Figure, Key, Panel
+from mixlogit_align.report.figures.recovery import recovery_figure
+from mixlogit_align.report.figures.strength import strength_figure, trajectory_figure
+from mixlogit_align.report.figures.training import curves_figure, sft_figure
+from mixlogit_align.report.figures.weights import weight_figure
+
+__all__ = [
+    "Figure",
+    "Key",
+    "Panel",
+    "calibration_figure",
+    "curves_figure",
+    "recovery_figure",
+    "sft_figure",
+    "strength_figure",
+    "trajectory_figure",
+    "weight_figure",
+]
