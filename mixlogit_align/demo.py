@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from mixlogit_align.recovery import CASES, Case, recover
 
 RUNS = "alignment"
-VERSIONS = ("torch", "pyro-ppl", "transformers", "numpy", "scipy")
 
 
 def run_demo(out: Path, *, quick: bool = False) -> bool:
@@ -72,8 +70,10 @@ def _recover_all(cases: Iterable[Case], file: Path, console: Any) -> bool:
     """Recover every case; the file is written anew after each, so that an interrupted run leaves what it has."""
     from rich.progress import Progress
 
+    from mixlogit_align.alignment.environment import machine, versions
+
     cases = list(cases)
-    report = {"versions": _versions(), "machine": _machine(), "rows": [], "passed": False}
+    report = {"versions": versions(), "machine": machine(), "rows": [], "passed": False}
 
     def save() -> None:
         file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -118,20 +118,3 @@ def _first_light(file: Path) -> bool:
             )
         )
     return True
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    from mixlogit_align import __version__
-
-    return {"mixlogit_align": __version__, "python": platform.python_version(), **{k: version(k) for k in VERSIONS}}
-
-
-def _machine() -> str:
-    import os
-
-    import torch
-
-    system = f"{platform.system()} {platform.machine()}"
-    return f"{system}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"

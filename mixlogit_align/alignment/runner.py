@@ -43,6 +43,7 @@ from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS, Split
 from mixlogit_align.alignment.durable import write_durably
+from mixlogit_align.alignment.environment import machine, versions
 from mixlogit_align.alignment.evaluation import held_out_pairs, write_pairs
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
@@ -244,6 +245,8 @@ class Run:
             "seconds": round(self.log.seconds, 3),
             "processes": self.world.size,
             "precision": self.precision,
+            "versions": versions(),
+            "machine": machine(self.config.device),
             "alarms": [alarm.as_dict() for alarm in self.alarms],
             **details,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import shutil
@@ -93,6 +94,8 @@ def test_the_folder_says_how_it_was_made(finished):
     status = json.loads((finished.path / "run.json").read_text())
     assert status["status"] == "finished"
     assert status["metrics"] == finished.metrics
+    assert status["versions"]["torch"] == importlib.metadata.version("torch")
+    assert f"{torch.get_num_threads()} torch threads" in status["machine"]
     report = json.loads((finished.path / "data.json").read_text())
     assert report["reader"]["rows_used"] == 88
     assert report["tokenization"]["train"]["responses"]["texts"] == 128
