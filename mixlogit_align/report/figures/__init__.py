@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from mixlogit_align.report.figures.calibration import calibration_figure
 from mixlogit_align.report.figures.drawing import Figure, Key, Panel
+from mixlogit_align.report.figures.gains import gains_figure, gains_of
 from mixlogit_align.report.figures.recovery import recovery_figure
-from mixlogit_align.report.figures.strength import strength_figure, trajectory_figure
+from mixlogit_align.report.figures.runtime import runtime_figure
+from mixlogit_align.report.figures.strength import strength_figure
+from mixlogit_align.report.figures.subgroups import subgroup_margins_figure
 from mixlogit_align.report.figures.training import curves_figure, sft_figure
+from mixlogit_align.report.figures.trajectories import trajectory_figure, variance_figure
 from mixlogit_align.report.figures.weights import weight_figure
 
 __all__ = [
@@ -15,9 +19,14 @@ __all__ = [
     "Panel",
     "calibration_figure",
     "curves_figure",
+    "gains_figure",
+    "gains_of",
     "recovery_figure",
+    "runtime_figure",
     "sft_figure",
     "strength_figure",
+    "subgroup_margins_figure",
     "trajectory_figure",
+    "variance_figure",
     "weight_figure",
 ]

@@ -1,4 +1,4 @@
-"""The strength that runs learned: its density, and how its mean and spread moved."""
+"""The strength that runs learned: its density beside the truth, or else beside the start."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from mixlogit_align.report.figures.drawing import (
     Panel,
     Style,
     lines_only,
-    run_keys,
-    run_styles,
     slug,
+    styles_of,
 )
-from mixlogit_align.report.files import Run, strength_distribution
+from mixlogit_align.report.files import Run, labels, strength_distribution
 
 
 def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     """Learned strength densities beside the truth, or else beside the start; None where no strength was learned."""
-    styles, runs = lines_only(run_styles(runs)), learned(runs)
-    if not runs:
+    named = dict(zip(labels(runs), runs, strict=True))
+    styles = lines_only(styles_of(list(named)))
+    shown = {label: run for label, run in named.items() if is_learned(run)}
+    if not shown:
         return None
-    known = all(run.truth is not None for run in runs)
-    curves = {run.name: strength_curves(run, styles[run.name], known=known) for run in runs}
+    known = all(run.truth is not None for run in shown.values())
+    curves = {label: strength_curves(run, styles[label], known=known) for label, run in shown.items()}
     # the curves that are compared are seen whole, the dotted ones at least to their bulk
     top = max(record["mean"] + (1 if style is OTHER else 4) * record["sd"]
               for each in curves.values() for record, style in each)  # fmt: skip
 
-    def panel(run: Run) -> Draw:
+    def panel(label: str) -> Draw:
         def draw(axes: Any) -> None:
-            for record, style in curves[run.name]:
+            for record, style in curves[label]:
                 _density(axes, record, style, top)
             axes.set_ylim(0, None)
             axes.set_xlim(0, top)
@@ -56,7 +57,7 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     else:
         keys = [Key("at the start", OTHER)]
         see = "See how far each coloured curve has moved from its dotted start."
-    drift = max(run.strength["constant_gradient_drift"] for run in runs if run.strength)
+    drift = max(run.strength["constant_gradient_drift"] for run in shown.values() if run.strength)
     bound = (
         "and the learning rate bounds the way. Under a constant gradient a parameter moves "
         f"{drift:.3g} in the whole run, on the scale on which it is learned (logs of positive parameters)."
@@ -66,52 +67,16 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
     return Figure(
         name,
         "The strength that was learned",
-        [Panel(f"{name}-{i}", _moments(curves[run.name][0][0], run.name), panel(run)) for i, run in enumerate(runs)],
-        [*run_keys(styles, runs), *keys],
+        [Panel(f"{name}-{i}", _moments(curves[label][0][0], label), panel(label)) for i, label in enumerate(shown)],
+        [*(Key(label, styles[label]) for label in shown), *keys],
         f"{see} Do not read the spread as measured heterogeneity: a loss that sees one comparison at a time says "
         f"little about it, {bound}",
     )
 
 
-def trajectory_figure(world: str, runs: Sequence[Run]) -> Figure | None:
-    """Mean and relative spread of the strength over training; None where no strength was learned."""
-    styles, runs = lines_only(run_styles(runs)), learned(runs)
-    if not runs:
-        return None
-    truth = next((run.truth["strength"] for run in runs if run.truth), None)
-
-    def draw_mean(axes: Any) -> None:
-        for run in runs:
-            axes.plot(*run.series("preference", "train", "strength/mean"), **styles[run.name])
-        axes.set_ylabel("mean strength")
-        axes.set_xlabel("examples seen")
-
-    def draw_cv(axes: Any) -> None:
-        for run in runs:
-            seen, mean = run.series("preference", "train", "strength/mean")
-            sd = run.series("preference", "train", "strength/sd")[1]
-            axes.plot(seen, [s / m for s, m in zip(sd, mean, strict=True)], **styles[run.name])
-        if truth:
-            axes.axhline(truth["cv"], **TRUTH)
-        axes.set_ylim(0, None)
-        axes.set_ylabel("cv (sd / mean) of strength")
-        axes.set_xlabel("examples seen")
-
-    name = f"trajectory-{slug(world)}"
-    return Figure(
-        name,
-        "How the strength moved",
-        [Panel(f"{name}-mean", "mean, as it stands", draw_mean), Panel(f"{name}-cv", "relative spread", draw_cv)],
-        [*run_keys(styles, runs), *([Key("the annotators' own", TRUTH)] if truth else [])],
-        "The mean has no truth of its own to reach, since the policy's log-ratios can make up for it; the relative "
-        "spread has. A spread that ends near the truth is no proof that it was measured: look whether it was still "
-        "moving when training ended, and whether it ends elsewhere when the truth is another.",
-    )
-
-
-def learned(runs: Sequence[Run]) -> list[Run]:
-    """Those whose strength was free to move."""
-    return [run for run in runs if run.strength is not None and run.strength["update"] in ("learned", "solved")]
+def is_learned(run: Run) -> bool:
+    """Whether its strength was free to move, and is known."""
+    return run.strength is not None and run.strength["update"] in ("learned", "solved")
 
 
 def strength_curves(run: Run, style: Style, *, known: bool) -> list[tuple[Mapping[str, Any], Style]]:

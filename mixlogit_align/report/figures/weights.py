@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mixlogit_align.report.figures.drawing import TRUTH, Figure, Key, Panel, lines_only, run_keys, run_styles
-from mixlogit_align.report.figures.strength import learned
-from mixlogit_align.report.files import Run, strength_distribution
+from mixlogit_align.report.figures.drawing import TRUTH, Figure, Key, Panel, lines_only, styles_of
+from mixlogit_align.report.figures.strength import is_learned
+from mixlogit_align.report.files import Run, labels, strength_distribution
 
 
 def weight_figure(runs: Sequence[Run]) -> Figure | None:
@@ -19,27 +19,29 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
     import torch
 
     point = next((run.strength["mean"] for run in runs if run.strength and run.strength["sd"] == 0), None)
-    styles, runs = lines_only(run_styles(runs)), learned(runs)
-    if not runs:
+    named = dict(zip(labels(runs), runs, strict=True))
+    styles = lines_only(styles_of(list(named)))
+    shown = {label: run for label, run in named.items() if is_learned(run)}
+    if not shown:
         return None
-    means = {run.name: run.strength["mean"] for run in runs if run.strength}
+    means = {label: run.strength["mean"] for label, run in shown.items() if run.strength}
     mean = point or next(iter(means.values()))
     delta = torch.linspace(-8 / mean, 8 / mean, 321, dtype=torch.float64)
     dpo = mean * torch.sigmoid(-mean * delta)
     weights = {
-        run.name: mean / means[run.name] * _slope(delta * mean / means[run.name], strength_distribution(run.strength))
-        for run in runs
+        label: mean / means[label] * _slope(delta * mean / means[label], strength_distribution(run.strength))
+        for label, run in shown.items()
         if run.strength
     }
 
     def draw_reach(axes: Any) -> None:
         """Bars over the x axis: where nine in ten held-out pairs lie."""
-        for row, run in enumerate(runs):
+        for row, (label, run) in enumerate(shown.items()):
             if run.log_ratios is not None:
-                values = torch.tensor(run.log_ratios["logratio_diff"], dtype=torch.float64) * means[run.name] / mean
+                values = torch.tensor(run.log_ratios["logratio_diff"], dtype=torch.float64) * means[label] / mean
                 ends = values.quantile(values.new_tensor([0.05, 0.95])).tolist()
                 height = [0.03 + 0.03 * row] * 2
-                style = {"color": styles[run.name]["color"], "linewidth": 2.5, "solid_capstyle": "butt"}
+                style = {"color": styles[label]["color"], "linewidth": 2.5, "solid_capstyle": "butt"}
                 axes.plot(ends, height, transform=axes.get_xaxis_transform(), **style)
 
     def draw(axes: Any) -> None:
@@ -71,7 +73,7 @@ def weight_figure(runs: Sequence[Run]) -> Figure | None:
             Panel("weights-absolute", f"weight, all scaled to mean strength {mean:.3g}", draw),
             Panel("weights-relative", "relative to DPO", draw_ratio),
         ],
-        [Key("DPO", TRUTH), *run_keys(styles, runs)],
+        [Key("DPO", TRUTH), *(Key(label, styles[label]) for label in shown)],
         "The weight is minus the slope of the loss in the log-ratio difference: how hard a pair pulls. All curves meet "
         f"DPO's at 0, at half the mean strength: ambiguous pairs are not weighted down. At −{far:.0f} nats {first} "
         f"pulls with {at(weights[first], -far):.2g} where DPO pulls with {at(dpo, -far):.2g}; at +{far:.0f} with "
