@@ -1,0 +1,129 @@
+"""What the paper at small scale measures beyond the package's own evaluation: win rates, seeds, verdicts.
+
+A win rate without a judge. Each policy answers a held-out pair by drawing one of its two responses in proportion to
+their probabilities, and the annotator's vote decides: a draw of the same response by both is a tie. With p and q the
+probabilities that the policy and its opponent draw the chosen response, the expected preference for the policy is
+``p (1 - q) + (p q + (1 - p)(1 - q)) / 2 = 1/2 + (p - q) / 2``; nothing is sampled. Where the truth is known, the
+probability P that a judge prefers the chosen response stands for the vote: ``1/2 + (p - q)(2 P - 1) / 2``. It is no
+judged generation: neither policy writes anything of its own.
+"""
+
+# N pairs, S seeds, K levels of an attribute.
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit
+from scipy.stats import t as student
+
+from mixlogit_align.alignment.evaluation import Estimate, PairTable
+from mixlogit_align.alignment.winrate import Preferences, fit_length_control
+
+Vector = npt.NDArray[np.float64]
+
+UNPENALISED = 1e4  # scikit-learn's C, the largest of AlpacaEval's
+SHOWS, SHOWS_NOT, UNKNOWN = "shows", "does not show", "cannot be told"
+
+
+def draws(table: PairTable) -> tuple[Vector, Vector]:
+    """(N,) probabilities that the policy and its reference draw the chosen response of a pair."""
+    assert table.policy_chosen is not None
+    assert table.policy_rejected is not None
+    assert table.reference_chosen is not None
+    assert table.reference_rejected is not None
+    return expit(table.policy_chosen - table.policy_rejected), expit(table.reference_chosen - table.reference_rejected)
+
+
+def preferences(table: PairTable, prefers_chosen: Vector | None = None) -> Preferences:
+    """The policy against its reference, pair by pair, with expected lengths in tokens.
+
+    Parameters
+    ----------
+    table : PairTable
+        With the log-probabilities of both, and lengths.
+    prefers_chosen : array, shape (N,), optional
+        Probability that the judge prefers the chosen response; 1, the vote itself, where not given.
+    """
+    assert table.chosen_tokens is not None
+    assert table.rejected_tokens is not None
+    p, q = draws(table)
+    sign = 1.0 if prefers_chosen is None else 2.0 * prefers_chosen - 1.0
+    chosen, rejected = table.chosen_tokens, table.rejected_tokens
+    return Preferences(
+        model=table.name,
+        opponent="SFT",
+        prompts=[str(pair) for pair in table.pair_ids.tolist()],
+        values=0.5 + (p - q) * sign / 2.0,
+        model_lengths=p * chosen + (1.0 - p) * rejected,
+        opponent_lengths=q * chosen + (1.0 - q) * rejected,
+    )
+
+
+def win_rates(table: PairTable, prefers_chosen: Vector | None = None) -> tuple[float, float]:
+    """Win rate and length-controlled win rate against the reference, in percent.
+
+    The second is AlpacaEval's, in its minimal form (`fit_length_control`) without penalty: expected lengths are those
+    of the draws.
+    """
+    found = preferences(table, prefers_chosen)
+    controlled = fit_length_control(found, inverse_penalty=UNPENALISED)
+    return 100.0 * float(found.values.mean()), controlled.percent
+
+
+def best_win_rate(table: PairTable, prefers_chosen: Vector | None = None) -> float:
+    """What a policy would reach that always draws the better response, in percent.
+
+    Better is what most held-out votes on a pair prefer (ties: either), which are then also the judges; where the
+    truth is known, what it prefers.
+    """
+    _, q = draws(table)
+    if prefers_chosen is not None:
+        gain = np.where(prefers_chosen >= 0.5, 1.0 - q, -q) * (2.0 * prefers_chosen - 1.0)
+        return 100.0 * (0.5 + float(gain.mean()) / 2.0)
+    assert table.items is not None
+    assert table.chosen_first is not None
+    votes = Counter(zip(table.items, table.chosen_first.tolist(), strict=True))
+    majority = np.array(
+        [
+            0.5 + 0.5 * np.sign(votes[item, first] - votes[item, not first])
+            for item, first in zip(table.items, table.chosen_first.tolist(), strict=True)
+        ]
+    )
+    return 100.0 * (0.5 + float((majority - q).mean()) / 2.0)
+
+
+def excess_variance(means: Sequence[float], errors: Sequence[float]) -> float:
+    """Variance of K true means beyond their standard errors: DerSimonian and Laird's moment estimate, not cut at 0."""
+    m, w = np.asarray(means), 1.0 / np.square(errors)
+    q = float(w @ np.square(m - (w @ m) / w.sum()))
+    return (q - (len(m) - 1)) / float(w.sum() - np.square(w).sum() / w.sum())
+
+
+def over_seeds(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Mean and Student's interval of S seeds, which differ in data, people, first weights and order.
+
+    With three seeds the interval is 2.5 standard deviations to each side; NaN with one.
+    """
+    mean, num = statistics.fmean(values), len(values)
+    if num < 2:
+        return Estimate(value=mean, standard_error=math.nan, lower=math.nan, upper=math.nan)
+    error = statistics.stdev(values) / math.sqrt(num)
+    half = float(student.ppf((1.0 + level) / 2.0, num - 1)) * error
+    return Estimate(value=mean, standard_error=error, lower=mean - half, upper=mean + half)
+
+
+def verdict(estimate: Estimate, least: float) -> str:
+    """What an interval says of the claim that a quantity is above 0.
+
+    "shows": all of it is above 0. "does not show": all of it is below ``least``, the smallest value that would matter.
+    Else "cannot be told".
+    """
+    if estimate.lower > 0.0:
+        return SHOWS
+    return SHOWS_NOT if estimate.upper < least else UNKNOWN
