@@ -11,14 +11,14 @@ from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.report.comparable import Seen, mean, over_seeds
 from mixlogit_align.report.files import Run
 
-UNITS = {
-    "margin/sum": "preference margin, nats",
-    "margin/avg": "preference margin, nats a token",
-    "margin/reward": "reward margin, strength × nats",
-    "log_ratio/margins": "log-ratio margin, nats",
-    "accuracy": "accuracy",
-    "accuracy/sum": "accuracy of the policy alone",
-    "loglik": "log-likelihood, nats",
+METRICS = {  # in words, with the unit
+    "margin/sum": ("preference margin", "nats"),
+    "margin/avg": ("preference margin a token", "nats"),
+    "margin/reward": ("reward margin", "strength × nats"),
+    "log_ratio/margins": ("log-ratio margin", "nats"),
+    "accuracy": ("accuracy", "share"),
+    "accuracy/sum": ("accuracy of the policy alone", "share"),
+    "loglik": ("log-likelihood", "nats"),
 }
 
 

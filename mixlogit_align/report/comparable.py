@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,6 +101,20 @@ def settings_of(runs: Iterable[Run]) -> list[Setting]:
         Setting(data=d, model=m, method=method, rate=rate, runs=tuple(group))
         for d, m, (method, rate), group in zip(data, models, labels, groups, strict=True)
     ]
+
+
+def differences(settings: Sequence[Setting]) -> list[str]:
+    """What tells each setting from the others, of data, model and method; "" for one alone."""
+    names = [(setting.data, setting.model, setting.label) for setting in settings]
+    varies = [len(set(column)) > 1 for column in zip(*names, strict=True)]
+    return [", ".join(itertools.compress(each, varies)) for each in names]
+
+
+def in_common(settings: Sequence[Setting]) -> str:
+    """What all settings share, of data, model and method, as the last sentence of a caption; "" for nothing."""
+    columns = zip(*((setting.label, setting.data, setting.model) for setting in settings), strict=True)
+    shared = ", ".join(column[0] for column in columns if len(set(column)) == 1)
+    return f" All are of {shared}." if shared else ""
 
 
 def method_of(config: AlignmentConfig) -> str:

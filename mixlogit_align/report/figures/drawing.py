@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,8 @@ OTHER: Style = {"color": MUTED, "linestyle": (0, (1, 1.5)), "linewidth": 1.4}
 # Inches. A panel this narrow keeps its letters legible on a phone, where panels stand below each other.
 PANEL = (4.2, 2.9)
 # A file has two panels beside each other at this scale: 7 inches, a page's width, with letters of 8 points.
-FILE_SCALE, FILE_COLUMNS, FILE_DPI = 0.8, 2, 300
+FILE_SCALE, FILE_DPI = 0.8, 300
+AROUND = 0.5  # inches of a panel in a file that its title and its horizontal axis take
 Format = Literal["pdf", "svg", "png"]
 FORMATS: tuple[Format, ...] = ("pdf", "svg", "png")
 
@@ -139,28 +141,51 @@ class Figure:
     def _canvas(self) -> Any:
         from matplotlib.figure import Figure as Canvas
 
-        columns = min(len(self.panels), FILE_COLUMNS)
-        rows = [self.panels[start : start + columns] for start in range(0, len(self.panels), columns)]
-        heights = [max(panel.size[1] for panel in row) for row in rows]
-        width = columns * max(panel.size[0] for panel in self.panels) * FILE_SCALE
+        columns = _columns(self.panels)
+        height = max(sum(panel.size[1] for panel in column) for column in columns) * FILE_SCALE
+        width = len(columns) * max(panel.size[0] for panel in self.panels) * FILE_SCALE
         labels = [textwrap.fill(key.label, 60) for key in self.keys]
         # inches of the longest entry, of which as many stand beside each other as fit
         entry = 0.5 + 0.062 * max((len(line) for label in labels for line in label.split("\n")), default=0)
         beside = max(min(int(width / entry), len(labels)), 1)
-        legend = 0.19 * sum(label.count("\n") + 1 for label in labels) / beside + 0.1 if labels else 0.0
-        canvas = Canvas(figsize=(width, sum(heights) * FILE_SCALE + legend + 0.1 * len(rows)), layout="constrained")
-        grid = canvas.add_gridspec(len(rows), columns, height_ratios=heights)
-        for i, panel in enumerate(self.panels):
-            axes = canvas.add_subplot(grid[divmod(i, columns)])
-            panel.draw(axes)
-            if panel.title:
-                axes.set_title(textwrap.fill(panel.title, 52), loc="left", fontsize="medium", color=INK)
+        rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / beside)
+        legend = 0.19 * rows + 0.1 if labels else 0.0
+        canvas = Canvas(figsize=(width, height + legend), layout="constrained")
         if labels:
             canvas.legend(
                 [key.handle() for key in self.keys], labels, loc="outside upper left", ncols=beside, frameon=False,
                 borderpad=0.2, columnspacing=1.4, handlelength=2.4,
             )  # fmt: skip
+        parts = canvas.subfigures(1, len(columns), squeeze=False)[0]
+        titled = []
+        for part, column in zip(parts, columns, strict=True):
+            heights = [panel.size[1] * FILE_SCALE for panel in column]
+            below = height - sum(heights)
+            ratios = [*(max(inches - AROUND, 0.3) for inches in heights), *([below] if below > 0.2 else [])]
+            grid = part.add_gridspec(len(ratios), 1, height_ratios=ratios)
+            for row, panel in enumerate(column):
+                axes = part.add_subplot(grid[row])
+                panel.draw(axes)
+                if panel.title:
+                    title = axes.set_title(textwrap.fill(panel.title, 52), loc="left", fontsize="medium", color=INK)
+                    titled.append((part, axes, title))
+        # once all has its place, titles begin where their column does, over the names beside the axes
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        for part, axes, title in titled:
+            title.set_x(axes.transAxes.inverted().transform(part.transSubfigure.transform((0.012, 0.0)))[0])
         return canvas
+
+
+def _columns(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
+    """Panels of one height row by row; others down the first column, then the second, about as long as each other."""
+    if len(panels) == 1:
+        return [panels]
+    heights = [panel.size[1] for panel in panels]
+    if len(set(heights)) == 1:
+        return [panels[::2], panels[1::2]]
+    cut = min(range(1, len(panels)), key=lambda i: max(sum(heights[:i]), sum(heights[i:])))
+    return [panels[:cut], panels[cut:]]
 
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:

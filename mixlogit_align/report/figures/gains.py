@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.report.averages import UNITS, Row, attributes_of, contextual, rows_of
-from mixlogit_align.report.comparable import settings_of
+from mixlogit_align.report.averages import METRICS, Row, attributes_of, contextual, rows_of
+from mixlogit_align.report.comparable import differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
+    MUTED,
     PANEL,
     PAPER,
     TRUTH,
@@ -27,7 +28,7 @@ from mixlogit_align.report.figures.subgroups import around, marker_size, name_ro
 from mixlogit_align.report.files import Run
 
 LEVELS = ("cell", "small", "missing")
-NO_INTERVAL: Style = {"color": "#6b6b6b", "marker": "o", "markersize": 6, "linestyle": "none", "markerfacecolor": PAPER}
+NO_INTERVAL: Style = {"color": MUTED, "marker": "o", "markersize": 6, "linestyle": "none", "markerfacecolor": PAPER}
 Series = Mapping[str, Sequence[Row]]  # what each method gains
 Place = tuple[str | None, bool, str]  # attribute, whether it is a level of it, and which
 
@@ -85,12 +86,9 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
         )
     results = {id(run): result for run, result in found[against]}
     settings = settings_of(run for run, _ in found[against])
-    places = {setting.place for setting in settings}
     series = {
-        setting.label if len(places) == 1 else f"{setting.label} ({setting.place})": rows_of(
-            [results[id(run)] for run in setting.runs], metric
-        )
-        for setting in settings
+        label or setting.label: rows_of([results[id(run)] for run in setting.runs], metric)
+        for label, setting in zip(differences(settings), settings, strict=True)
     }
     styles = styles_of(list(series))
     name = slug(f"gains-over-{against}-{metric}-{'-'.join(dict.fromkeys(setting.data for setting in settings))}")
@@ -118,7 +116,7 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
             *([Key("no interval: too few clusters", NO_INTERVAL)] if untested else []),
             Key(f"no gain over {against}", TRUTH),
         ],
-        f"Each point is the {UNITS.get(metric, metric)}, less that of {against} on the same pairs; its area grows with "
+        f"Each point is the mean {METRICS[metric][0]}, less that of {against} on the same pairs; its area grows with "
         f"the subgroup's pairs, whose number stands beside its name. Bars are {result['level']:.0%} intervals of the "
         f"paired bootstrap by clusters; hollow points have none, and no test, since a group has fewer than "
         f"{result['minimum']} clusters. Stars: p below 0.05 (*) or 0.01 (**) by the sign-flip test, of subgroups "
@@ -128,7 +126,8 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
             " With several seeds: means of their gains and of their intervals' ends, and the stars that every seed has."
             if seeds > 1
             else " The intervals know nothing of how another seed would have come out."
-        ),
+        )
+        + in_common(settings),
     )
 
 
@@ -147,7 +146,7 @@ def _drawing(
     def draw(axes: Any) -> None:
         axes.axvline(0.0, **TRUTH, zorder=1)
         for i, (label, rows) in enumerate(series.items()):
-            style = {**styles[label], "linestyle": "none"}
+            style = {**styles[label], "linestyle": "none", "markeredgewidth": 0.8}
             placed = {_key(row): row for row in rows}
             for y, key in enumerate(labels):
                 row = placed.get(key)
@@ -156,10 +155,10 @@ def _drawing(
                 seen, at = row.seen, y + (i - (len(series) - 1) / 2) * step
                 right = seen.value
                 if seen.lower is None or seen.upper is None:
-                    style = {**style, "markerfacecolor": PAPER}
+                    style = {**style, "markerfacecolor": PAPER, "alpha": 1.0}
                 else:
-                    style = {**style, "markerfacecolor": style["color"]}
-                    axes.plot([seen.lower, seen.upper], [at, at], color=style["color"], linewidth=1.2, zorder=2)
+                    style = {**style, "markerfacecolor": style["color"], "alpha": 0.4}
+                    axes.plot([seen.lower, seen.upper], [at, at], color=style["color"], linewidth=1.4, zorder=5)
                     right = max(seen.upper, right)
                 size = marker_size(row.num_pairs, most) if attribute is not None else 6.5
                 axes.plot(seen.value, at, **{**style, "markersize": size}, zorder=4)
@@ -169,7 +168,7 @@ def _drawing(
                     )
         name_rows(axes, list(labels.values()))
         axes.set_xlim(*reach)
-        axes.set_xlabel(f"gain in {UNITS.get(metric, metric)}")
+        axes.set_xlabel(f"gain, {METRICS[metric][1]}")
 
     return draw
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.report.averages import UNITS, Row, attributes_of, require_evaluated, rows_of
-from mixlogit_align.report.comparable import Setting, settings_of
+from mixlogit_align.report.averages import METRICS, Row, attributes_of, require_evaluated, rows_of
+from mixlogit_align.report.comparable import Setting, differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
     INK,
     MUTED,
@@ -31,9 +31,9 @@ from mixlogit_align.report.files import Run
 MICRO: Style = {"color": SERIES[0], "linestyle": "solid", "linewidth": 1.5}
 MACRO: Style = {"color": SERIES[1], "linestyle": (0, (5, 1.6)), "linewidth": 1.5}
 MACRO_ALL: Style = {"color": MUTED, "linestyle": (0, (1.4, 1.4)), "linewidth": 1.3}
-POINT: Style = {"color": INK, "marker": "o", "markersize": 6, "linestyle": "none"}
-HOLLOW: Style = {**POINT, "markerfacecolor": PAPER}
-EACH: Style = {"color": MUTED, "marker": "|", "markersize": 6, "linestyle": "none"}
+POINT: Style = {"color": INK, "marker": "o", "markersize": 6, "linestyle": "none", "alpha": 0.4, "markeredgewidth": 0.8}
+HOLLOW: Style = {**POINT, "alpha": 1.0, "markerfacecolor": PAPER}
+EACH: Style = {"color": INK, "marker": "|", "markersize": 6, "linestyle": "none", "markeredgewidth": 0.8}
 LARGEST, SMALLEST = 10.0, 3.0  # points across, of a marker
 LEVELS = ("cell", "small", "missing")
 
@@ -72,7 +72,12 @@ def subgroup_margins_figure(
     kinds = {row.kind for _, _, rows in panels for row in rows}
     evaluation = runs[0].evaluation
     assert evaluation is not None
-    alone = len({(setting.place, setting.label) for setting, _, _ in panels}) == 1
+    which = dict(zip(map(id, settings), differences(settings), strict=True))
+    several = len({by for _, by, _ in panels}) > 1
+
+    def title(setting: Setting, by: str) -> str:
+        return "; ".join(part for part in (which[id(setting)], by if several or not which[id(setting)] else "") if part)
+
     seeds = max(len(setting.runs) for setting in settings)
     return Figure(
         name,
@@ -80,7 +85,7 @@ def subgroup_margins_figure(
         [
             Panel(
                 f"{name}-{i}",
-                ("" if alone else f"{setting.place}: {setting.label}; ") + by,
+                title(setting, by),
                 _drawing(rows, metric, reach),
                 size=(PANEL[0], 0.75 + 0.3 * sum(row.kind in LEVELS for row in rows)),
             )
@@ -95,13 +100,14 @@ def subgroup_margins_figure(
             Key("macro average", MACRO),
             *([Key("macro average, small ones too", MACRO_ALL)] if "macro_all" in kinds else []),
         ],
-        f"Each point is the mean {UNITS.get(metric, metric)} of a subgroup of the held-out pairs, the smallest "
-        "subgroups on top; its area is in proportion to its pairs, whose number stands beside its name. The micro "
+        f"Each point is the mean {METRICS[metric][0]} of a subgroup of the held-out pairs, the smallest "
+        "subgroups on top; its area grows with its pairs, whose number stands beside its name. The micro "
         "average counts every pair alike, so that large subgroups decide it; the macro average counts every subgroup "
         f"alike, save the hollow ones. Bars are one standard error, over {_clusters(settings)}"
         + (f"; with several seeds, the mean over them with at most this error, and a tick for each of {seeds} or fewer"
            if seeds > 1 else "")
-        + ".",
+        + "."
+        + in_common(settings),
     )  # fmt: skip
 
 
@@ -119,14 +125,14 @@ def _drawing(rows: Sequence[Row], metric: str, reach: tuple[float, float]) -> Dr
             assert row.seen is not None, "a level has pairs, and so a mean"
             if row.seen.standard_error is not None:
                 ends = [row.seen.value - row.seen.standard_error, row.seen.value + row.seen.standard_error]
-                axes.plot(ends, [y, y], color=INK, linewidth=1.2, zorder=2)
+                axes.plot(ends, [y, y], color=INK, linewidth=1.3, zorder=5)
             if len(row.seen.each) > 1:
                 axes.plot(row.seen.each, [y] * len(row.seen.each), **EACH, zorder=3)
             style = POINT if row.kind == "cell" else HOLLOW
             axes.plot(row.seen.value, y, **{**style, "markersize": marker_size(row.num_pairs, most)}, zorder=4)
         name_rows(axes, [f"{row.label} ({row.num_pairs:,.0f})" for row in levels])
         axes.set_xlim(*reach)
-        axes.set_xlabel(UNITS.get(metric, metric))
+        axes.set_xlabel(", ".join(METRICS[metric]))
 
     return draw
 
@@ -138,7 +144,7 @@ def marker_size(num_pairs: float, most: float) -> float:
 
 def name_rows(axes: Any, labels: Sequence[str]) -> None:
     """Names on the vertical axis, the first on top."""
-    axes.set_yticks(range(len(labels)), [textwrap.fill(label, 26) for label in labels], linespacing=0.95)
+    axes.set_yticks(range(len(labels)), [textwrap.fill(label, 25) for label in labels], linespacing=0.95)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
 

@@ -18,7 +18,7 @@ import torch
 
 from mixlogit_align.alignment.config import LearnedUpdate, PreferenceConfig
 from mixlogit_align.alignment.strength import constant_gradient_drift
-from mixlogit_align.report.comparable import Setting, mean, settings_of
+from mixlogit_align.report.comparable import Setting, in_common, mean, settings_of
 from mixlogit_align.report.figures.drawing import (
     MUTED,
     TRUTH,
@@ -35,7 +35,7 @@ from mixlogit_align.report.figures.drawing import (
 )
 from mixlogit_align.report.files import Run
 
-BAND: Style = {"color": MUTED, "alpha": 0.22, "linewidth": 7, "solid_capstyle": "butt"}
+BAND: Style = {"color": MUTED, "alpha": 0.2, "linewidth": 7, "solid_capstyle": "butt"}
 GRID_POINTS = 48  # of a band
 Statistic = Callable[[float, float], float]  # of mean and sd
 STATISTICS: dict[str, tuple[str, Statistic]] = {
@@ -45,8 +45,8 @@ STATISTICS: dict[str, tuple[str, Statistic]] = {
     "cv": ("cv (sd / mean) of strength", lambda mean, sd: sd / mean),
 }
 DRIFT = (
-    "The grey band is what the learning rate allows: where a gradient that never changed its sign would have taken the "
-    "strength, up or down, whatever the data. A curve along its edge was still on its way when training ended, and "
+    "The shaded band is what the learning rate allows: where a gradient that never changed its sign would have taken "
+    "the strength, up or down, whatever the data. A curve along its edge was still on its way when training ended, and "
     "where it ended is set by the learning rate and the number of steps, not measured."
 )
 
@@ -69,7 +69,7 @@ def trajectory_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         return None
     truth = next((run.truth["strength"] for run in runs if run.truth), None)
     lines = [(states_of(run), styles[run.name]) for run in runs]
-    bands = _bands(runs)
+    bands = _bands(runs, styles)
 
     def panel(statistic: str, title: str) -> Panel:
         limit = truth["cv"] if truth and statistic == "cv" else None
@@ -116,8 +116,9 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
         return None
     styles = lines_only(styles_of([setting.data for setting in settings]))
     panels: dict[str, list[Setting]] = {}
+    models = len({setting.model for setting in settings}) > 1
     for setting in settings:
-        panels.setdefault(f"{setting.label}: {setting.model}", []).append(setting)
+        panels.setdefault(f"{setting.label}{f'; {setting.model}' if models else ''}", []).append(setting)
     name = slug(f"variance-{'-'.join(styles)}")
     seeds = max(len(setting.runs) for setting in settings)
     banded = any(_bands(setting.runs) for setting in settings)
@@ -136,7 +137,8 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
         + (f"; thin lines are up to {seeds} seeds, thick ones their mean" if seeds > 1 else "")
         + f". {DRIFT if banded else ''} Lower on one data set than on another is no evidence of less heterogeneity: "
         "the strength is in the unit of the policy's log-ratios, and a loss that sees one comparison at a time hardly "
-        "tells its spread. `mixlogit-align strength` fits it with a standard error, by annotator where they are known.",
+        "tells its spread. `mixlogit-align strength` fits it with a standard error, by annotator where they are known."
+        + in_common(settings),
     )  # fmt: skip
 
 
@@ -191,11 +193,11 @@ def allowed(config: PreferenceConfig, num_steps: int) -> dict[str, float]:
     return found
 
 
-Band = tuple[list[float], list[dict[str, float]]]  # examples seen, and what is allowed there
+Band = tuple[list[float], list[dict[str, float]], str]  # examples seen, what is allowed there, and a colour
 
 
-def _bands(runs: Sequence[Run]) -> list[Band]:
-    """Of the runs whose strength is learned by its own learning rate, each once."""
+def _bands(runs: Sequence[Run], styles: Mapping[str, Style] | None = None) -> list[Band]:
+    """Of the runs whose strength is learned by its own learning rate, each once; grey, or in the runs' colours."""
     found: dict[str, Band] = {}
     for run in runs:
         config = run.config.preference
@@ -206,7 +208,9 @@ def _bands(runs: Sequence[Run]) -> list[Band]:
         chosen += [states[-1]] if chosen[-1] is not states[-1] else []
         key = f"{config.strength} {config.optim} {[(state.step, state.examples_seen) for state in chosen]}"
         if key not in found:
-            found[key] = [state.examples_seen for state in chosen], [allowed(config, state.step) for state in chosen]
+            color = MUTED if styles is None else styles[run.name]["color"]
+            reach = [allowed(config, state.step) for state in chosen]
+            found[key] = [state.examples_seen for state in chosen], reach, color
     return list(found.values())
 
 
@@ -228,9 +232,9 @@ def _drawing(
         low, high = min(ends), max(ends)
         room = max(high - low, 0.05 * high)
         limits = [low, high]
-        for seen, reach in bands:
+        for seen, reach, color in bands:
             least, most = ([point[f"{statistic}/{end}"] for point in reach] for end in ("least", "most"))
-            axes.fill_between(seen, least, most, color=BAND["color"], alpha=BAND["alpha"], linewidth=0, zorder=0)
+            axes.fill_between(seen, least, most, color=color, alpha=BAND["alpha"], linewidth=0, zorder=0)
             limits += [max(min(least), low - room), min(max(most), high + room)]
         if truth is not None:
             axes.axhline(truth, **TRUTH)
