@@ -1,4 +1,4 @@
-"""What the paper at small scale measures beyond the package's own evaluation: win rates, seeds, verdicts.
+"""What the paper at small scale measures of its runs: the package's own evaluation, win rates, intervals over seeds.
 
 A win rate without a judge. Each policy answers a held-out pair by drawing one of its two responses in proportion to
 their probabilities, and the annotator's vote decides: a draw of the same response by both is a tie. With p and q the
@@ -14,20 +14,44 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from _small_scale_runs import TRUE_CV, Key, folder_of
 from scipy.special import expit
 from scipy.stats import t as student
 
-from mixlogit_align.alignment.evaluation import Estimate, PairTable
+from mixlogit_align import MixedLogit
+from mixlogit_align.alignment.data import PreferenceData, load_data
+from mixlogit_align.alignment.evaluation import (
+    Average,
+    Estimate,
+    Evaluation,
+    Gains,
+    PairTable,
+    evaluate_run,
+    read_strength,
+    run_pairs,
+    with_strength,
+)
+from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.winrate import Preferences, fit_length_control
+from mixlogit_align.report.files import Run, read_run
 
 Vector = npt.NDArray[np.float64]
 
 UNPENALISED = 1e4  # scikit-learn's C, the largest of AlpacaEval's
+METRICS = ("margin/sum", "accuracy", "loglik")
 SHOWS, SHOWS_NOT, UNKNOWN = "shows", "does not show", "cannot be told"
 
 
@@ -127,3 +151,94 @@ def verdict(estimate: Estimate, least: float) -> str:
     if estimate.lower > 0.0:
         return SHOWS
     return SHOWS_NOT if estimate.upper < least else UNKNOWN
+
+
+# --- what is measured of a run ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """One preference run.
+
+    Parameters
+    ----------
+    run : Run
+    table : PairTable
+        Its held-out pairs; choice probabilities by the exact rule of the family, not by the draws it was trained with.
+    evaluation : Evaluation
+    gains : Gains or None
+        Over DPO; None of DPO.
+    win, controlled, best : float
+        Win rates against the SFT policy by held-out votes, percent; see `_small_scale_measures`.
+    true_win, true_best : float or None
+        The same by the true probabilities, where they are known.
+    """
+
+    run: Run
+    table: PairTable
+    evaluation: Evaluation
+    gains: Gains | None
+    win: float
+    controlled: float
+    best: float
+    true_win: float | None
+    true_best: float | None
+
+    @property
+    def strength(self) -> dict[str, Any]:
+        assert self.run.strength is not None
+        return dict(self.run.strength)
+
+    @property
+    def loglik(self) -> float:
+        assert self.table.loglik is not None
+        return float(self.table.loglik.mean())
+
+    def mean(self, metric: str) -> Estimate:
+        """Over all pairs."""
+        return self.evaluation.overall.estimates[metric]
+
+    def variance(self, when: str = "end") -> float:
+        """Of the strength, at the end or at the start."""
+        record = self.strength if when == "end" else self.strength["initial"]
+        return float(record["sd"] ** 2)
+
+
+Study = dict[Key, Measured]
+
+
+@lru_cache(maxsize=8)
+def _data(config_path: Path) -> PreferenceData:
+    return load_data(load_config(config_path).data)
+
+
+def measure(runs: Path, key: Key) -> Measured:
+    """Evaluate a run, and against DPO of its data and seed; results stay in its folder, for figures."""
+    data, method, seed = key
+    folder = folder_of(runs, *key)
+    dpo = None if method == "DPO" else folder_of(runs, data, "DPO", seed)
+    found = evaluate_run(folder, dpo, metrics=METRICS)
+    run = read_run(folder)
+    table = with_strength(run_pairs(folder), read_strength(folder / "strength.json"))
+    win, controlled = win_rates(table)
+    true_win = true_best = None
+    if data in TRUE_CV:
+        truth = _data(folder_of(runs, data, "SFT", seed) / "config.yaml").truth
+        assert truth is not None
+        utility_diff = torch.tensor([truth.utility_diff[pair] for pair in table.pair_ids.tolist()], dtype=torch.float64)
+        prefers_chosen = MixedLogit(utility_diff, truth.mixing()).log_prob(torch.ones_like(utility_diff)).exp().numpy()
+        true_win, true_best = win_rates(table, prefers_chosen)[0], best_win_rate(table, prefers_chosen)
+    return Measured(
+        run=run, table=table, evaluation=found.evaluation, gains=found.gains, win=win, controlled=controlled,
+        best=best_win_rate(table), true_win=true_win, true_best=true_best,
+    )  # fmt: skip
+
+
+def cells(averages: Iterable[Average], attribute: str) -> list[Average]:
+    """The levels of an attribute that are large enough."""
+    return [average for average in averages if average.attribute == attribute and average.kind == "cell"]
+
+
+def one(averages: Iterable[Average], attribute: str, kind: str) -> Average:
+    """The micro or macro average of an attribute."""
+    return next(average for average in averages if average.attribute == attribute and average.kind == kind)

@@ -35,7 +35,8 @@ from mixlogit_align.alignment.data.config import DataConfig, HHData, Mg2019Data,
 # The paper's and a hundred times it: a run here has an eighth of the paper's steps, and the learning rate bounds how
 # far the strength can move.
 PAPER_RATE, FAST_RATE = 1e-4, 1e-2
-UPDATES = {"frozen": FrozenUpdate(), "1e-4": LearnedUpdate(lr=PAPER_RATE), "1e-2": LearnedUpdate(lr=FAST_RATE)}
+PAPER, FAST = "1e-4", "1e-2"
+UPDATES = {"frozen": FrozenUpdate(), PAPER: LearnedUpdate(lr=PAPER_RATE), FAST: LearnedUpdate(lr=FAST_RATE)}
 FAMILIES = ("LogNormal", "Gamma")
 METHODS: Mapping[str, tuple[StrengthConfig, IntegrationConfig]] = {
     "DPO": (PointStrength(value=0.1), BestRule()),
@@ -86,17 +87,18 @@ def _mg2019(seed: int, sizes: Sizes) -> DataConfig:
     return Mg2019Data(hold_out="people", max_train=sizes.train, max_eval=sizes.held_out_mg2019, seed=seed)
 
 
-def _simulated(cv: float) -> Callable[[int, Sizes], DataConfig]:
+def _simulated(name: str) -> Callable[[int, Sizes], DataConfig]:
     return lambda seed, sizes: SimulatedData(
-        num_train=sizes.train, num_eval=sizes.held_out_simulated, strength_cv=cv, seed=seed
+        num_train=sizes.train, num_eval=sizes.held_out_simulated, strength_cv=TRUE_CV[name], seed=seed
     )
 
 
+SIMULATED = ("simulated, cv 0", "simulated, cv 1")
+TRUE_CV = dict(zip(SIMULATED, (0.0, 1.0), strict=True))
 DATA: Mapping[str, DataSet] = {
     "HH": DataSet(data=_hh, vocab_size=1024),
     "mg2019": DataSet(data=_mg2019),
-    "simulated, cv 0": DataSet(data=_simulated(0.0)),
-    "simulated, cv 1": DataSet(data=_simulated(1.0)),
+    **{name: DataSet(data=_simulated(name)) for name in SIMULATED},
 }
 # The same for all data, as in the paper; only HH's texts are longer, and cut.
 HIDDEN, LAYERS = 32, 2

@@ -1,0 +1,93 @@
+"""Measures of the paper at small scale: win rates without a judge, spread beyond noise, intervals and verdicts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mixlogit_align.alignment.evaluation import Estimate, PairTable
+from validation import _small_scale_measures as measures
+
+
+def table(policy, reference, **columns):
+    """Pairs with the given log-odds of drawing the chosen response."""
+    policy, reference = np.asarray(policy, float), np.asarray(reference, float)
+    given = {"chosen_tokens": np.full(len(policy), 5), "rejected_tokens": np.full(len(policy), 5)} | columns
+    return PairTable(
+        name="policy",
+        pair_ids=np.arange(len(policy)),
+        policy_chosen=-100.0 + policy,
+        policy_rejected=np.full(len(policy), -100.0),
+        reference_chosen=-100.0 + reference,
+        reference_rejected=np.full(len(policy), -100.0),
+        **given,
+    )
+
+
+def test_expected_win_rate_is_that_of_draws():
+    """Against 200,000 draws of both policies and of the judge for each of four pairs: 4.5 standard errors, which one
+    of the four leaves by chance in one of 36,000 seeds."""
+    pairs = table([2.0, -1.0, 0.5, 0.0], [0.3, 0.2, -0.7, 0.0])
+    prefers_chosen = np.array([1.0, 0.8, 0.3, 0.9])
+    rng, num = np.random.default_rng(0), 200_000
+    p, q = measures.draws(pairs)
+    ours, theirs = rng.random((num, 4)) < p, rng.random((num, 4)) < q
+    judged_for_chosen = rng.random((num, 4)) < prefers_chosen
+    wins = np.where(ours == theirs, 0.5, np.where(ours == judged_for_chosen, 1.0, 0.0))
+    expected = measures.preferences(pairs, prefers_chosen).values
+    z = (wins.mean(0) - expected) / np.maximum(wins.std(0) / math.sqrt(num), 1e-12)
+    assert np.abs(z).max() < 4.5
+
+
+def test_a_policy_ties_with_itself():
+    values = measures.preferences(table([1.0, -2.0], [1.0, -2.0])).values
+    assert values.tolist() == [0.5, 0.5]
+
+
+def test_best_win_rate_by_votes_and_by_truth():
+    """Three votes on one pair, two for the first response; the reference draws either half of the time."""
+    pairs = table([0.0] * 3, [0.0] * 3, items=["a"] * 3, chosen_first=np.array([True, True, False]))
+    # the majority's response wins 2/3 of the votes where the reference drew the other, which it did half of the time
+    assert measures.best_win_rate(pairs) == pytest.approx(100 * (0.5 * 0.5 + 0.5 * 2 / 3), rel=1e-12)
+    # by a truth of 0.9 for the chosen of the first two votes and so 0.1 for that of the third: the same for all
+    assert measures.best_win_rate(pairs, np.array([0.9, 0.9, 0.1])) == pytest.approx(70.0, rel=1e-12)
+
+
+def test_lengths_are_those_expected_of_draws():
+    pairs = table([0.0, 50.0], [50.0, -50.0], chosen_tokens=np.array([4, 6]), rejected_tokens=np.array([8, 2]))
+    found = measures.preferences(pairs)
+    assert found.model_lengths.tolist() == pytest.approx([6.0, 6.0], rel=1e-12)
+    assert found.opponent_lengths.tolist() == pytest.approx([4.0, 2.0], rel=1e-12)
+
+
+def test_excess_variance_against_its_expectation():
+    """2,000 sets of eight means of true variance 0.5: the mean estimate within 4.5 standard errors (1 in 150,000)."""
+    rng = np.random.default_rng(2)
+    errors = np.array([0.2, 0.3, 0.5, 0.8, 0.4, 0.3, 1.0, 0.6])
+    found = [measures.excess_variance(rng.normal(1.0, np.sqrt(0.5 + errors**2)), errors) for _ in range(2000)]
+    assert abs(np.mean(found) - 0.5) < 4.5 * np.std(found) / math.sqrt(len(found))
+
+
+def test_interval_over_seeds_is_students():
+    values = [0.1, 0.4, 0.3]
+    found = measures.over_seeds(values)
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert (found.lower, found.upper) == pytest.approx((expected.low, expected.high), rel=1e-12)
+    assert math.isnan(measures.over_seeds([0.1]).lower)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "expected"),
+    [
+        pytest.param(0.1, 9.0, measures.SHOWS, id="all above 0"),
+        pytest.param(-1.0, 0.5, measures.SHOWS_NOT, id="nothing that would matter"),
+        pytest.param(-1.0, 2.0, measures.UNKNOWN, id="both"),
+        pytest.param(math.nan, math.nan, measures.UNKNOWN, id="no interval"),
+    ],
+)
+def test_verdict(lower, upper, expected):
+    estimate = Estimate(value=0.0, standard_error=1.0, lower=lower, upper=upper)
+    assert measures.verdict(estimate, least=1.0) == expected
