@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mixlogit_align import __version__
-from mixlogit_align.cli import choices, measures
+from mixlogit_align.cli import choices, measures, strength
 from mixlogit_align.cli.shared import FAILED, INTERRUPTED, PASSED, USAGE
 from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError, explain
 
@@ -35,6 +35,7 @@ EXAMPLES = """examples:
   mixlogit-align train --config run.yaml --preference.optim.lr 1e-6
   mixlogit-align evaluate runs/gamma --against runs/dpo
   mixlogit-align winrate runs/gamma --judge http://localhost:8000/v1 --judge-model NAME
+  mixlogit-align strength runs/gamma
   mixlogit-align report runs/dpo runs/gamma --out report.html
 
 exit status:
@@ -290,13 +291,24 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
         command("winrate", "tell how often a run wins against an opponent", measures.WINRATE, measures.WINRATE_EXAMPLES)
     )
 
+    strength.add_strength(
+        command("strength", "tell how strengths vary, and what is identified of it", strength.STRENGTH,
+                strength.STRENGTH_EXAMPLES)
+    )  # fmt: skip
+
     report = command(
         "report",
         "write one self-contained HTML page about runs",
         "RUN is the folder of a run, of a demonstration, or one that holds several. The page needs no network.",
     )
     report.add_argument("runs", metavar="RUN", nargs="+", type=Path)
-    report.add_argument("--out", type=Path, help="the page (default: report.html in RUN, where there is one)")
+    report.add_argument(
+        "--out", type=Path, help="the page (default: report.html in RUN, where there is one, else beside the figures)"
+    )
+    report.add_argument(
+        "--figures", metavar="FOLDER", type=Path,
+        help="also write every figure as PDF, SVG and PNG, and every table as text, HTML and LaTeX",
+    )  # fmt: skip
     report.set_defaults(run=_report)
     return parser
 
@@ -440,9 +452,9 @@ def _print_result(config: AlignmentConfig, result: RunResult) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from mixlogit_align.report import write_report
+    from mixlogit_align.report import read_evidence, write_figures, write_report
 
-    if options.out is None and len(options.runs) > 1:
+    if options.out is None and len(options.runs) > 1 and options.figures is None:
         raise InvalidInputError(
             explain(
                 "--out",
@@ -452,9 +464,15 @@ def _report(options: argparse.Namespace) -> int:
             )
         )
     only = options.runs[0]
-    out = options.out or (only.parent if only.is_file() else only) / "report.html"
+    place = options.figures if len(options.runs) > 1 else only.parent if only.is_file() else only
+    out = options.out or place / "report.html"
     found = write_report(options.runs, out)
     for check in found:
         print({True: "passed", False: "FAILED", None: "open"}[check.passed], check.text)
     print(f"report: {out}")
+    if options.figures is not None:
+        written, left_out = write_figures(read_evidence(options.runs), options.figures)
+        for missing in left_out:
+            print(f"left out: {missing.what}: {missing.why}")
+        print(f"figures and tables: {len(written)} files in {options.figures}")
     return FAILED if any(check.passed is False for check in found) else PASSED

@@ -5,6 +5,8 @@ from mixlogit_align.econometrics.comparison import Comparison, LikelihoodRatioTe
 from mixlogit_align.econometrics.data import ChoiceData
 from mixlogit_align.econometrics.effects import Effects, elasticities, marginal_effects
 from mixlogit_align.econometrics.families import Random
+from mixlogit_align.econometrics.heterogeneity import strength_heterogeneity
+from mixlogit_align.econometrics.heterogeneity_results import StrengthHeterogeneity
 from mixlogit_align.econometrics.heterogeneity_test import HeterogeneityTest, mcfadden_train_test
 from mixlogit_align.econometrics.latent_choice import ClassChoice, choose_classes
 from mixlogit_align.econometrics.latent_class import LatentClassModel
@@ -47,6 +49,7 @@ __all__ = [
     "RecoveryStudy",
     "SimulatedChoices",
     "SimulatedClasses",
+    "StrengthHeterogeneity",
     "WaldTest",
     "WillingnessToPay",
     "choose_classes",
@@ -63,5 +66,6 @@ __all__ = [
     "recovery_study",
     "simulate_choices",
     "simulate_latent_classes",
+    "strength_heterogeneity",
     "willingness_to_pay",
 ]

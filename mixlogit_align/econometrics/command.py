@@ -254,7 +254,7 @@ def _model(options: Namespace) -> MixedLogitModel:
     correlated = False if options.correlated is None else _blocks(options.correlated)
     cluster = re.fullmatch(r"clustered\((.+)\)", options.cov_type)
     clusters = [cluster[1]] if cluster else []
-    frame = _read(options.table)
+    frame = read_table(options.table)
     alternative, situation = options.alternative or "alternative", options.situation or "situation"
     ids = {"availability": options.availability, "weights": options.weights, "clusters": clusters}
     kind = {"wtp_space": options.wtp_space, "scale_heterogeneity": options.scale_heterogeneity}
@@ -458,7 +458,23 @@ def _table_type(path: Path) -> str:
     return kinds[path.suffix]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """A table from CSV or Parquet.
+
+    Parameters
+    ----------
+    path : Path
+        .csv, .csv.gz or .parquet.
+
+    Returns
+    -------
+    pandas.DataFrame
+
+    Raises
+    ------
+    InvalidInputError
+        If there is no such file, or it cannot be read.
+    """
     import pandas as pd
 
     read = pd.read_parquet if _table_type(path) == "parquet" else pd.read_csv

@@ -1,0 +1,126 @@
+"""What a distribution of strength stands on, in plain sentences, each from a number that was measured."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mixlogit_align.econometrics.rendering import probability
+
+if TYPE_CHECKING:
+    from mixlogit_align.econometrics.heterogeneity_results import StrengthHeterogeneity
+
+# Annotators with two comparisons or more below which asymptotic statements are rough.
+FEW = 10
+
+# What the three models are called in sentences.
+_BEND = (
+    "how the share of agreement bends as the log-ratio grows, which a log-ratio that is a bent measure of utility "
+    "explains as well"
+)
+
+
+def identification(found: StrengthHeterogeneity) -> str:
+    """What is identified of how strengths vary, and what is not.
+
+    A strength of its own for each comparison says only that the share of pairs on which choice and log-ratio agree
+    follows ``E sigma(strength * difference)``, a function of one difference. Whether people differ shows in what the
+    comparisons of one annotator share; that needs annotators with two comparisons or more.
+
+    Parameters
+    ----------
+    found : StrengthHeterogeneity
+
+    Returns
+    -------
+    str
+        A few sentences.
+    """
+    sentences = [_people(found), *_bend(found), *_few(found)]
+    if found.held_out:
+        sentences.append("The policy was not trained on these pairs: they are held out.")
+    elif found.held_out is None:
+        sentences.append(
+            "If a policy was trained on these very pairs, its log-ratios were fitted to these choices, and the "
+            "strength is overstated."
+        )
+    sentences.append(
+        "The mean is in the unit of these log-ratios, and moves with how sharp the policy is; the cv has no unit."
+    )
+    return " ".join(sentences)
+
+
+def _people(found: StrengthHeterogeneity) -> str:
+    """Whether annotators differ."""
+    if found.annotators is None:
+        return (
+            "How people differ is NOT identified: there are no annotator ids. A spread of strengths then shows only in "
+            f"{_BEND}."
+        )
+    if found.fits["annotator"] is None:
+        return (
+            f"How people differ is NOT identified: none of the {found.annotators} annotators has two comparisons that "
+            f"are no ties. A spread of strengths then shows only in {_BEND}."
+        )
+    fit, interval = found.fits["annotator"], _interval(found, "annotator")
+    rest = f"{found.repeated} of {found.annotators} annotators, who have two comparisons or more"
+    if not fit.converged:
+        return f"How people differ is NOT told: one strength an annotator has no estimate to rely on ({fit.message})."
+    if interval is None:
+        return f"A cv of {fit.cv:.3g} between annotators; it rests on {rest}."
+    low, high = interval
+    inside = f"{_level(found)} interval"
+    if low == 0.0 and math.isinf(high):
+        return f"How people differ is NOT identified: the likelihood is flat, every cv is within the {inside} ({rest})."
+    if low == 0.0:
+        seen = "is the most likely" if fit.at_boundary else f"cannot be excluded (p {_p(found, 'annotator')})"
+        return (
+            f"That people differ is NOT established: no spread between annotators {seen}, and a cv above {high:.3g} is "
+            f"outside the {inside}; this rests on {rest}."
+        )
+    to = "without an upper end" if math.isinf(high) else f"to {high:.3g}"
+    return (
+        f"A spread of strengths between annotators is identified: cv {fit.cv:.3g}, {inside} from {low:.3g} {to}, "
+        f"p {_p(found, 'annotator')} for none; it rests on {rest}."
+    )
+
+
+def _bend(found: StrengthHeterogeneity) -> list[str]:
+    """What one strength a comparison adds."""
+    fit, interval, annotator = found.fits["comparison"], _interval(found, "comparison"), found.fits["annotator"]
+    assert fit is not None, "always fitted"
+    sentences = []
+    if annotator is not None and fit.loglik > annotator.loglik:
+        sentences.append(
+            "One strength a comparison is the more likely of the two, by "
+            f"{fit.loglik - annotator.loglik:.3g} in log-likelihood: the spread is asked for by {_BEND}, more than by "
+            "what annotators share."
+        )
+    if not fit.converged:
+        sentences.append(f"One strength a comparison has no estimate to rely on ({fit.message}).")
+    elif interval is not None and interval[0] == 0.0 and math.isinf(interval[1]):
+        sentences.append("For one strength a comparison the likelihood is flat: these pairs tell no cv from another.")
+    elif fit.at_boundary:
+        sentences.append("With one strength a comparison no spread is the most likely.")
+    else:
+        sentences.append(f"The cv of {fit.cv:.3g} with one strength a comparison is no measure of how people differ.")
+    return sentences
+
+
+def _few(found: StrengthHeterogeneity) -> list[str]:
+    if found.fits["annotator"] is None or found.repeated >= FEW:
+        return []
+    return [f"With fewer than {FEW} such annotators the intervals and p-values, right for many, are rough."]
+
+
+def _interval(found: StrengthHeterogeneity, name: str) -> tuple[float, float] | None:
+    return None if found.profile is None else found.profile.interval[name]
+
+
+def _level(found: StrengthHeterogeneity) -> str:
+    assert found.profile is not None
+    return f"{found.profile.level:.0%}"
+
+
+def _p(found: StrengthHeterogeneity, alternative: str) -> str:
+    return next(probability(test.p) for test in found.tests if test.alternative == alternative)
