@@ -6,9 +6,11 @@ is one process and computes in float32 shards nothing.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +29,7 @@ from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
+SETTLE_SECONDS = 0.25  # many times what a thread waits for its turn where tens of others are ready to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,8 @@ def join(device: str, precision: Precision) -> Iterator[World]:
             ours = True
     try:
         if dist.is_initialized():
+            atexit.unregister(_settle)  # once is enough
+            atexit.register(_settle)
             yield World(rank=dist.get_rank(), size=dist.get_world_size(), device=here, grouped=True)
         else:
             yield World(device=here)
@@ -160,6 +165,16 @@ def join(device: str, precision: Precision) -> Iterator[World]:
     finally:
         if ours:
             dist.destroy_process_group()
+
+
+def _settle() -> None:
+    """Let gloo's threads be done before the interpreter ends.
+
+    They let go of a collective's tensors a moment after it has returned, which takes the interpreter; where that is
+    ending, torch 2.13 aborts the process (SIGABRT). To destroy the group does not stop them, as what DTensor remembers
+    of its meshes keeps the group, and nothing tells when they are done.
+    """
+    time.sleep(SETTLE_SECONDS)
 
 
 def resolved(precision: Precision, device: str) -> Precision:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -42,6 +45,27 @@ def test_collectives_say_the_same_everywhere():
     same = {"gathered": [0.0, 10.0, 20.0], "sum": 1.0, "told": 0, "found": "by 0", "none": "nothing"}
     assert first == same | {"one": "MixlogitError: process 1 of 2 failed: ValueError: bad row"}
     assert second == same | {"one": "ValueError: bad row"}
+
+
+# The group's threads have 2000 tensors to let go of, for each of which they need the interpreter; the main thread parts
+# with that only where it waits, so that they are not done when it comes to its end. Something keeps the group.
+LEAVING = """
+import sys
+import torch
+import torch.distributed as dist
+from mixlogit_align.alignment.parallel import join
+with join("cpu", "bfloat16"):
+    group = dist.group.WORLD
+    many = [torch.ones(1) for _ in range(2000)]
+    sys.setswitchinterval(100)
+    group.allreduce_coalesced(many, dist.AllreduceCoalescedOptions()).wait()
+    del many
+"""
+
+
+def test_a_process_with_a_group_comes_to_its_end():
+    ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_alone_there_is_nothing_to_wait_for():
