@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mixlogit_align.alignment.loss_config import DPO, MixDPO
-from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, strength_distribution
+from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, labels, strength_distribution
+from mixlogit_align.report.measured import main_metric
 
 # What a recovery allows itself, in standard errors; the report may not import the room that recovers.
 Z_BOUND = 4.5
+# A process that is killed leaves no word of it.
+STATES = {"running": "running, or killed"}
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Check:
     Parameters
     ----------
     passed : bool or None
-        None where an interruption left it open, or a loss moved too little to tell.
+        None where an interruption left it open, a loss moved too little to tell, or an interval holds the null.
     text : str
         What came out, with its numbers.
     """
@@ -30,12 +34,18 @@ class Check:
 
 
 def checks(evidence: Evidence) -> list[Check]:
-    """Judge every recovery, then the runs on each kind of data together."""
+    """Judge every recovery, then the runs on each kind of data together, then each against what it was compared with.
+
+    Nothing here speaks of heterogeneity: a spread of strength that training has learned is no evidence of it.
+    """
+    named = list(zip(labels(evidence.runs), evidence.runs, strict=True))
     tuned = [run for run in evidence.runs if run.config.preference is None]
     return [
         *(check for recovery in evidence.recoveries for check in _recovered(recovery)),
         *([_trained(f"Supervised fine-tuning on {data_names(tuned)}", "sft", tuned)] if tuned else []),
         *(_trained(f"Aligned on {world}", "preference", runs) for world, runs in evidence.worlds.items()),
+        *(_gained(label, gains) for label, run in named for gains in run.gains.values()),
+        *(_won(label, judged) for label, run in named for judged in run.winrates.values()),
     ]
 
 
@@ -74,13 +84,60 @@ def _trained(what: str, stage: str, runs: Sequence[Run]) -> Check:
         losses = run.series(stage, "eval", "loss")[1]
         outcome = {"finished": bool(losses) and losses[-1] < losses[0], "failed": False}.get(run.status)
         reached = f"{losses[0]:.4f} to {losses[-1]:.4f}" if losses else "not measured"
-        aside = "" if run.status == "finished" else f" ({run.error or run.status})"
+        aside = "" if run.status == "finished" else f" ({run.error or STATES.get(run.status, run.status)})"
         if outcome and stage == "preference" and losses[0] - losses[-1] < (least := _least_gain(run)):
             outcome, aside = None, f" (hardly moved: a fall below {least:.4f} may be chance)"
         outcomes.append(outcome)
         texts.append(f"{run.name} {reached}{aside}")
     passed = False if False in outcomes else None if None in outcomes else True
     return Check(passed, f"{what}, held-out loss: {'; '.join(texts)}.")
+
+
+def _gained(label: str, found: Mapping[str, Any]) -> Check:
+    """A larger margin than another run's, by its interval; open where the likelihood says the opposite."""
+    overall = found["averages"][0]
+    metric = main_metric(found)
+    judged = [name for name in (metric, "loglik") if name in overall["estimates"]]
+    sides = [_side(overall["estimates"][name], 0.0) for name in judged]
+    contrary = (
+        "; the margin says one thing and the likelihood the opposite" if -sides[0] in sides[1:] and sides[0] else ""
+    )
+    outcome = _outcome(sides)
+    parts = [f"{name} {_estimate(overall['estimates'][name])}" for name in dict.fromkeys(judged)]
+    what = f"Gain of {label} over {found['against']} on {overall['num_pairs']:,} held-out pairs"
+    return Check(outcome, f"{what}: {', '.join(parts)}{contrary}.")
+
+
+def _won(label: str, found: Mapping[str, Any]) -> Check:
+    """More than half of the prompts won, by the interval; open where the rate at equal lengths says the opposite."""
+    estimates = [{**found["interval"], "value": found["win_rate"]["percent"]}]
+    text = f"{label} against {found['opponent']}, judged by {found['judge']}: wins {_percent(estimates[0])}"
+    if found["controlled"] is not None:
+        estimates.append(found["controlled"])
+        text += f", at equal lengths {_percent(found['controlled'])}"
+    return Check(_outcome([_side(estimate, 50.0) for estimate in estimates]), f"{text}.")
+
+
+def _side(estimate: Mapping[str, Any], null: float) -> int:
+    """On which side of the null the interval lies; 0 where it holds it, or there is none."""
+    if estimate["lower"] is None or estimate["upper"] is None:
+        return 0
+    return int(estimate["lower"] > null) - int(estimate["upper"] < null)
+
+
+def _outcome(sides: Sequence[int]) -> bool | None:
+    """By the first, unless another lies on the opposite side."""
+    first = sides[0]
+    return None if first == 0 or -first in sides else first > 0
+
+
+def _estimate(found: Mapping[str, Any]) -> str:
+    interval = "no interval" if found["lower"] is None else f"{found['lower']:+.3g} to {found['upper']:+.3g}"
+    return f"{found['value']:+.3g} ({interval})"
+
+
+def _percent(found: Mapping[str, Any]) -> str:
+    return f"{found['value']:.1f} % ({found['lower']:.1f} to {found['upper']:.1f})"
 
 
 def _least_gain(run: Run) -> float:

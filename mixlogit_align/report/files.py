@@ -253,7 +253,7 @@ def read_evidence(paths: Sequence[Path]) -> Evidence:
             raise InvalidInputError(
                 explain(
                     str(path),
-                    got="no config.yaml, first_light.json or recovery.json there",
+                    got="no config.yaml, first_light.json or recovery.json there" if path.exists() else "nothing there",
                     expected="the folder of a run or of a demonstration",
                     hint="the `out` of the run's configuration",
                 )

@@ -9,6 +9,7 @@ from mixlogit_align.alignment.config import PreferenceConfig
 from mixlogit_align.report.files import Recovery, Run
 
 NONE = "–"
+MANY = 8  # columns: more need smaller letters on a sheet of paper
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
@@ -23,14 +24,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> s
     caption : str
         What stands below, HTML already. It is no caption element, which would be as wide as the table.
     """
+    many = ' class="many"' if len(head) > MANY else ""
     titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in head)
     body = "\n".join(
         f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
         for first, *cells in rows
     )
     return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody>'
-        f'</table></div><p class="note">{caption}</p>'
+        f'<div class="scroll" role="group" aria-label="Table: {escape(head[0])}" tabindex="0"><table{many}>\n'
+        f"<thead><tr>{titles}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+        f'<p class="note">{caption}</p>'
     )
 
 
@@ -47,7 +50,7 @@ def recovery_table(recovery: Recovery) -> str:
             f"{mark(row['passed'])} {escape(row['case'])}",
             _lines(f"{escape(name.partition('.')[2])} {row['true'][name]:g}" for name in names),
             _lines(_estimate(row["estimate"].get(name), row["std_error"].get(name)) for name in names),
-            _lines(_number(row["z"].get(name), "+.2f") for name in names),
+            _lines(number(row["z"].get(name), "+.2f") for name in names),
         ])  # fmt: skip
     if recovery.beside_xlogit:
         columns += ["xlogit", "loglik", "gradient", "fit", "xlogit from its default start"]
@@ -58,8 +61,8 @@ def recovery_table(recovery: Recovery) -> str:
         )
         for row, cells in zip(recovery.rows, rows, strict=True):
             cells += [
-                _lines(_number((row["xlogit_estimate"] or {}).get(name), ".4f") for name in row["true"]),
-                *(_number(row[key], ".0e") for key in ("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff")),
+                _lines(number((row["xlogit_estimate"] or {}).get(name), ".4f") for name in row["true"]),
+                *(number(row[key], ".0e") for key in ("loglik_rel_diff", "gradient_rel_diff", "fit_abs_diff")),
                 _default_start(row["xlogit_default_start"]),
             ]
     return table(columns, rows, caption)
@@ -87,11 +90,11 @@ def methods_table(runs: Sequence[Run]) -> str:
         )
         for run, row in zip(runs, rows, strict=True):
             held_out = run.truth["held_out"] if run.truth else {}
-            row += [_number(held_out.get("kl"), ".4f"), _number(held_out.get("utility/correlation"), ".3f")]
+            row += [number(held_out.get("kl"), ".4f"), number(held_out.get("utility/correlation"), ".3f")]
         attainable, strength = truth["held_out"], truth["strength"]
-        rows.append(["the truth itself", NONE, _number(attainable["attainable/loss"], ".4f"),
-                     _number(attainable["attainable/accuracy"], ".1%"), NONE, _number(strength["mean"], ".3f"),
-                     _number(strength["cv"], ".2f"), NONE, "0", "1"])  # fmt: skip
+        rows.append(["the truth itself", NONE, number(attainable["attainable/loss"], ".4f"),
+                     number(attainable["attainable/accuracy"], ".1%"), NONE, number(strength["mean"], ".3f"),
+                     number(strength["cv"], ".2f"), NONE, "0", "1"])  # fmt: skip
     return table(columns, rows, caption)
 
 
@@ -102,9 +105,9 @@ def _method_row(run: Run) -> list[str]:
     return [
         escape(run.name),
         _integration(preference),
-        *(_number(run.final("preference", metric), shape) for metric, shape in shapes.items()),
-        _number(run.strength["cv"] if run.strength else None, ".2f"),
-        _number(run.seconds, ".0f"),
+        *(number(run.final("preference", metric), shape) for metric, shape in shapes.items()),
+        number(run.strength["cv"] if run.strength else None, ".2f"),
+        number(run.seconds, ".0f"),
     ]
 
 
@@ -129,7 +132,8 @@ def mark(passed: bool | None) -> str:
     return f'<span class="mark {kind}" role="img" aria-label="{word}">{sign}</span>'
 
 
-def _number(value: float | None, shape: str) -> str:
+def number(value: float | None, shape: str) -> str:
+    """A number; a dash where there is none."""
     return NONE if value is None else f"{value:{shape}}"
 
 
@@ -138,7 +142,7 @@ def _lines(cells: Iterable[str]) -> str:
 
 
 def _estimate(estimate: float | None, error: float | None) -> str:
-    return _number(estimate, ".4f") + ("" if error is None else f" ({error:.4f})")
+    return number(estimate, ".4f") + ("" if error is None else f" ({error:.4f})")
 
 
 def _default_start(outcome: str | None) -> str:

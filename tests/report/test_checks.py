@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from mixlogit_align.report import checks, read_evidence
 from mixlogit_align.report.checks import Z_BOUND
 
 from .conftest import DATA, losses, recovery_row, write_preference_run, write_recovery, write_run
+from .measures import write_winrate
 from .test_files import SFT
 
 
@@ -82,3 +85,66 @@ def test_a_loss_that_hardly_moved_is_open(
     (check,) = checks(read_evidence([tmp_path]))
     assert check.passed is expected
     assert ("hardly moved" in check.text) == (expected is None)
+
+
+def estimate(*ends: float | None) -> dict[str, Any]:
+    """With these ends of its interval."""
+    middle = None if None in ends else sum(end for end in ends if end is not None) / 2
+    return {"value": middle or 0.0, "standard_error": 0.1, "lower": ends[0], "upper": ends[1], "pvalue": None}
+
+
+@pytest.mark.parametrize(
+    "margin, loglik, expected, words",
+    [
+        ((0.1, 0.3), (-0.1, 0.1), True, "margin/sum +0.2 (+0.1 to +0.3), loglik"),
+        ((0.1, 0.3), (0.1, 0.2), True, "on 1,234 held-out pairs"),
+        ((-0.3, -0.1), (-0.1, 0.1), False, "margin/sum -0.2 (-0.3 to -0.1)"),
+        ((-0.1, 0.3), (0.1, 0.2), None, "margin/sum +0.1"),
+        ((0.1, 0.3), (-0.2, -0.1), None, "the likelihood the opposite"),
+        ((-0.3, -0.1), (0.1, 0.2), None, "the likelihood the opposite"),
+        ((None, None), (None, None), None, "no interval"),
+    ],
+    ids=["margin", "both", "loss", "open", "overconfident", "modest", "few"],
+)
+def test_gain_over_another_run(tmp_path: Path, margin: tuple, loglik: tuple, expected: bool | None, words: str) -> None:
+    folder = write_preference_run(tmp_path / "a", "DPO")
+    estimates = {"accuracy": estimate(-0.9, -0.8), "margin/sum": estimate(*margin), "loglik": estimate(*loglik)}
+    content = {"name": "DPO", "against": "SFT", "level": 0.95, "clusters": "9 clusters", "minimum": 10,
+               "adjustment": "holm", "num_tests": 0,
+               "averages": [{"attribute": None, "num_pairs": 1234, "estimates": estimates}]}  # fmt: skip
+    (folder / "gains-over-sft.json").write_text(json.dumps(content))
+    check = checks(read_evidence([folder]))[-1]
+    assert check.passed is expected
+    assert check.text.startswith("Gain of DPO over SFT")
+    assert words in check.text
+
+
+@pytest.mark.parametrize("wins, expected", [(0.8, True), (0.2, False), (0.5, None)])
+def test_win_rate(tmp_path: Path, wins: float, expected: bool | None) -> None:
+    """Of 40 prompts, where the 95 % interval is some 15 points to each side."""
+    folder = write_preference_run(tmp_path / "a", "DPO")
+    write_winrate(folder, wins)
+    check = checks(read_evidence([folder]))[-1]
+    assert check.passed is expected
+    assert f"DPO against the <opponent>, judged by judge & co: wins {100 * wins:.1f} %" in check.text
+    assert "at equal lengths" in check.text
+
+
+def test_a_rate_that_falls_at_equal_lengths_is_open(tmp_path: Path) -> None:
+    folder = write_preference_run(tmp_path / "a", "DPO")
+    write_winrate(folder, 0.8)
+    file = folder / "winrate-sft" / "winrate.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"controlled": estimate(20.0, 40.0)}))
+    assert checks(read_evidence([folder]))[-1].passed is None
+
+
+def test_a_run_that_says_running_may_have_been_killed(tmp_path: Path) -> None:
+    write_run(tmp_path / "sft", SFT, losses("sft", [3.0, 2.0]), status="running")
+    (check,) = checks(read_evidence([tmp_path]))
+    assert "3.0000 to 2.0000 (running, or killed)" in check.text
+
+
+def test_no_check_takes_a_learned_spread_for_heterogeneity(demonstration: Path) -> None:
+    texts = " ".join(check.text for check in checks(read_evidence([demonstration])))
+    assert [word for word in ("heterogen", "spread", "sd ") if word in texts] == []
