@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +45,7 @@ from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.schema import SPLITS, Split
 from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.environment import machine, versions
-from mixlogit_align.alignment.evaluation import held_out_pairs, write_pairs
+from mixlogit_align.alignment.evaluation import PairTable, held_out_pairs, write_pairs
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.loss_config import LossConfig
@@ -521,7 +522,7 @@ class Run:
             if isinstance(objective, MixDPOObjective):
                 write_pairs(held_out_pairs(held_out, self.config.name), path)
             else:
-                _write_log_ratios(path, held_out, config.loss)
+                _write_log_ratios(path, held_out, self.config, config.loss)
         truth = None
         if known is not None:
             comparison = compare_with_truth(held_out, known, **objective.choice_model(held_out))
@@ -670,23 +671,18 @@ def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedCompari
         )
 
 
-def _write_log_ratios(path: Path, held_out: HeldOut, loss: LossConfig) -> None:
+def _write_log_ratios(path: Path, held_out: HeldOut, config: AlignmentConfig, loss: LossConfig) -> None:
     """The differences that the loss compared, under a name that says what they are."""
-    import pyarrow
-    import pyarrow.parquet
-
     rows = [row.comparison for row in held_out.rows]
-    table = pyarrow.table(
-        {
-            "pair_id": pyarrow.array([row.pair_id for row in rows], pyarrow.int64()),
-            "annotator_id": pyarrow.array([row.annotator_id for row in rows], pyarrow.string()),
-            "groups": pyarrow.array([json.dumps(dict(row.groups), sort_keys=True) for row in rows], pyarrow.string()),
-            "weight": pyarrow.array([row.weight for row in rows], pyarrow.float64()),
-            loss.compares: pyarrow.array(held_out.loss.logratio_diff.tolist(), pyarrow.float64()),
-            "pair_weight": pyarrow.array(held_out.loss.pair_weight.tolist(), pyarrow.float64()),
-        }
+    table = PairTable(
+        name=config.name,
+        pair_ids=np.array([row.pair_id for row in rows]),
+        annotator_ids=[row.annotator_id for row in rows],
+        groups=[dict(row.groups) for row in rows],
+        weights=np.array([row.weight for row in rows]),
+        pair_weight=held_out.loss.pair_weight.double().cpu().numpy(),
     )
-    pyarrow.parquet.write_table(table, path)
+    write_pairs(table, path, {loss.compares: held_out.loss.logratio_diff.double().cpu().numpy()})
 
 
 def _read_result(folder: RunFolder) -> RunResult:

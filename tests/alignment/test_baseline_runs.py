@@ -38,7 +38,7 @@ from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.batches import TokenizedComparison
 from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.data.schema import Comparison
-from mixlogit_align.alignment.evaluation import run_pairs
+from mixlogit_align.alignment.evaluation import read_pairs, run_pairs
 from mixlogit_align.alignment.hf import load
 from mixlogit_align.alignment.logratios import _token_entropies, sequence_entropies
 from mixlogit_align.alignment.loss_config import (
@@ -175,6 +175,8 @@ def test_differences_stand_under_a_name_that_says_what_they_are(runs, name):
     table = pyarrow.parquet.read_table(runs[name] / "log_ratios.parquet")
     column = {"simpo": "logp_diff_per_token", "ipo": "logratio_diff_per_token"}.get(name, "logratio_diff")
     assert set(table.column_names) == {"pair_id", "annotator_id", "groups", "weight", column, "pair_weight"}
+    run = json.loads((runs[name] / "run.json").read_text())
+    assert read_pairs(runs[name] / "log_ratios.parquet").name == run["name"]
     mean = table[column].to_numpy().mean()
     assert mean == pytest.approx(split(runs[name], "eval")[-1]["log_ratio/margins"], abs=1e-12)
 
