@@ -32,7 +32,7 @@ VARIABLES = {
     PAPER: "var(--page)",
 }
 DASHES: tuple[Any, ...] = ("solid", (0, (5, 1.6)), (0, (1.4, 1.4)), (0, (5, 1.4, 1.4, 1.4)))
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX"
 Style = Mapping[str, Any]
 Draw = Callable[[Any], None]
 TRUTH: Style = {"color": INK, "linestyle": (0, (3, 2)), "linewidth": 1.3}
@@ -151,30 +151,44 @@ class Figure:
         rows = math.ceil(sum(label.count("\n") + 1 for label in labels) / beside)
         legend = 0.19 * rows + 0.1 if labels else 0.0
         canvas = Canvas(figsize=(width, height + legend), layout="constrained")
+        placed: list[list[tuple[Any, Any]]] = []
         if labels:
             canvas.legend(
                 [key.handle() for key in self.keys], labels, loc="outside upper left", ncols=beside, frameon=False,
                 borderpad=0.2, columnspacing=1.4, handlelength=2.4,
             )  # fmt: skip
-        parts = canvas.subfigures(1, len(columns), squeeze=False)[0]
-        titled = []
-        for part, column in zip(parts, columns, strict=True):
-            heights = [panel.size[1] * FILE_SCALE for panel in column]
-            below = height - sum(heights)
-            ratios = [*(max(inches - AROUND, 0.3) for inches in heights), *([below] if below > 0.2 else [])]
-            grid = part.add_gridspec(len(ratios), 1, height_ratios=ratios)
-            for row, panel in enumerate(column):
-                axes = part.add_subplot(grid[row])
+        for column, slots in zip(columns, _slots(canvas, columns, height), strict=True):
+            titles = []
+            for panel, slot in zip(column, slots, strict=False):
+                axes = slot.get_gridspec().figure.add_subplot(slot)
                 panel.draw(axes)
-                if panel.title:
-                    title = axes.set_title(textwrap.fill(panel.title, 52), loc="left", fontsize="medium", color=INK)
-                    titled.append((part, axes, title))
-        # once all has its place, titles begin where their column does, over the names beside the axes
+                title = axes.set_title(textwrap.fill(panel.title, 52), loc="left", fontsize="medium", color=INK)
+                titles.append((axes, title))
+            placed.append(titles)
+        # once all has its place, titles begin where the names beside the axes of their column do
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")
-        for part, axes, title in titled:
-            title.set_x(axes.transAxes.inverted().transform(part.transSubfigure.transform((0.012, 0.0)))[0])
+        for titles in placed:
+            left = min(axes.get_tightbbox().x0 for axes, _ in titles)
+            for axes, title in titles:
+                title.set_x(axes.transAxes.inverted().transform((left, 0.0))[0])
         return canvas
+
+
+def _slots(canvas: Any, columns: Sequence[Sequence[Panel]], height: float) -> list[list[Any]]:
+    """Places for the panels of each column: on one grid where all are of one height, else on a grid for each column."""
+    longest = max(map(len, columns))
+    if len({panel.size[1] for column in columns for panel in column}) == 1:
+        grid = canvas.add_gridspec(longest, len(columns))
+        return [[grid[row, i] for row in range(longest)] for i in range(len(columns))]
+    found = []
+    for part, column in zip(canvas.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+        heights = [panel.size[1] * FILE_SCALE for panel in column]
+        below = height - sum(heights)
+        ratios = [*(max(inches - AROUND, 0.3) for inches in heights), *([below] if below > 0.2 else [])]
+        grid = part.add_gridspec(len(ratios), 1, height_ratios=ratios)
+        found.append([grid[row] for row in range(len(ratios))])
+    return found
 
 
 def _columns(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
@@ -190,7 +204,7 @@ def _columns(panels: Sequence[Panel]) -> list[Sequence[Panel]]:
 
 def styles_of(names: Sequence[str]) -> dict[str, Style]:
     """Colour, dashes and marker of every name; never told apart by colour alone."""
-    styles = itertools.cycle(zip(SERIES, itertools.cycle(DASHES), MARKERS, strict=False))
+    styles = zip(*map(itertools.cycle, (SERIES, DASHES, MARKERS)), strict=False)
     return {name: {"color": color, "linestyle": dashes, "marker": marker, "markersize": 4.5, "linewidth": 1.7}
             for name, (color, dashes, marker) in zip(dict.fromkeys(names), styles, strict=False)}  # fmt: skip
 

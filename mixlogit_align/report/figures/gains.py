@@ -24,7 +24,7 @@ from mixlogit_align.report.figures.drawing import (
     slug,
     styles_of,
 )
-from mixlogit_align.report.figures.subgroups import around, marker_size, name_rows
+from mixlogit_align.report.figures.subgroups import around, figure_name, marker_size, name_rows
 from mixlogit_align.report.files import Run
 
 LEVELS = ("cell", "small", "missing")
@@ -91,7 +91,8 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
         for label, setting in zip(differences(settings), settings, strict=True)
     }
     styles = styles_of(list(series))
-    name = slug(f"gains-over-{against}-{metric}-{'-'.join(dict.fromkeys(setting.data for setting in settings))}")
+    data = "-".join(dict.fromkeys(setting.data for setting in settings))
+    name = slug(f"{figure_name(f'gains-over-{against}', metric)}-{data}")
     occasions = set().union(*(contextual(run) for run, _ in found[against]))
     attributes = sorted(attributes_of(results.values()), key=lambda attribute: attribute in occasions)
     reach = _reach(series)

@@ -67,7 +67,8 @@ def subgroup_margins_figure(
               for name in (_attributes(setting) if attribute is None else [attribute])]  # fmt: skip
     if not panels:
         return None
-    name = slug(f"margins-{metric}-{attribute or ''}-{'-'.join(dict.fromkeys(setting.data for setting in settings))}")
+    data = "-".join(dict.fromkeys(setting.data for setting in settings))
+    name = slug(f"{figure_name('margins', metric)}-{attribute or ''}-{data}")
     reach = _reach([row for _, _, rows in panels for row in rows])
     kinds = {row.kind for _, _, rows in panels for row in rows}
     evaluation = runs[0].evaluation
@@ -135,6 +136,11 @@ def _drawing(rows: Sequence[Row], metric: str, reach: tuple[float, float]) -> Dr
         axes.set_xlabel(", ".join(METRICS[metric]))
 
     return draw
+
+
+def figure_name(what: str, metric: str) -> str:
+    """What, and of which metric unless it is the paper's."""
+    return what if metric == "margin/sum" else f"{what}-{metric}"
 
 
 def marker_size(num_pairs: float, most: float) -> float:
