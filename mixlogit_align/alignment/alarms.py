@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixlogit_align.alignment.config import AlignmentConfig, LearnedUpdate, PreferenceConfig, SolvedUpdate
-
-Record = Mapping[str, Any]
+from mixlogit_align.alignment.tracking import Record
 
 # Evaluations over which a trend must hold: two of one sign can be one noisy value between them.
 TREND = 3

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from mixlogit_align.errors import InvalidInputError, explain
 
-Record = Mapping[str, Any]
+Record = Mapping[str, Any]  # a line of metrics.jsonl
 PLACE = ("stage", "split", "step", "examples_seen")  # where a record belongs; its other fields are metrics
 
 
