@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mixlogit_align.errors import InvalidInputError
 from mixlogit_align.report import figures
 from mixlogit_align.report.averages import attributes_of
 from mixlogit_align.report.comparable import settings_of
-from mixlogit_align.report.files import Evidence, Run
+from mixlogit_align.report.files import Evidence, Run, labels
 from mixlogit_align.report.grid import Grid
+from mixlogit_align.report.measured import main_metric
 from mixlogit_align.report.paper_tables import PAPER_RATE, results_table
 
 CAPTIONS = "captions.md"
@@ -20,6 +22,8 @@ EVALUATED = "no run has an evaluation.json: `mixlogit-align evaluate RUN` writes
 HELD_AGAINST = "no run was held against another: `mixlogit-align evaluate RUN --against OTHER` does"
 LEARNED = "no run has a strength that was learned or solved"
 TIMED = "no finished run has a DPO run beside it that differs in the method alone"
+FITTED = "no heterogeneity.json: `mixlogit-align strength RUN` writes it"
+PROBABILITIES = "no evaluation has choice probabilities"
 KNOWN = "no run with a truth that is known and a strength"
 Made = figures.Figure | Grid
 
@@ -82,6 +86,10 @@ def _everything(evidence: Evidence) -> Iterator[Made | LeftOut]:
         yield _or(figures.strength_figure(world, aligned), f"density of the strength, {world}", LEARNED)
         yield _or(figures.trajectory_figure(world, aligned), f"trajectories of the strength, {world}", LEARNED)
         yield _or(figures.calibration_figure(world, aligned), f"calibration, {world}", KNOWN)
+    if any(run.heterogeneity is not None for run in runs):
+        yield from _fitted(runs)
+    else:
+        yield LeftOut("fitted strengths", FITTED)
     first = next(iter(evidence.worlds.values()), [])
     yield _or(figures.weight_figure(first), "weight of a pair", LEARNED)
 
@@ -97,7 +105,7 @@ def _tables(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:
 
 
 def _margins(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:
-    """One figure a data set and attribute, the methods beside each other."""
+    """One figure a data set and attribute, the methods beside each other; then the probabilities' reliability."""
     evaluated = [run for run in runs if run.evaluation is not None]
     if not evaluated:
         yield LeftOut("margins by subgroup", EVALUATED)
@@ -105,26 +113,40 @@ def _margins(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:
         lacking = ", ".join(str(run.path) for run in runs if run.evaluation is None)
         yield LeftOut(f"margins of {lacking}", "no evaluation.json there: `mixlogit-align evaluate RUN` writes it")
     for data, group in _by_data(evaluated).items():
-        attributes = attributes_of(run.evaluation for run in group if run.evaluation is not None)
+        results = [run.evaluation for run in group if run.evaluation is not None]
+        attributes = attributes_of(results)
         for attribute in attributes:
-            having = [run for run in group if run.evaluation and attribute in attributes_of([run.evaluation])]
-            yield from _tried(
-                f"margins by {attribute}, {data}",
-                partial(figures.subgroup_margins_figure, having, attribute),
-            )
+            for metric, alike in _by_metric(group, results).items():
+                having = [run for run in alike if run.evaluation and attribute in attributes_of([run.evaluation])]
+                if having:
+                    draw = partial(figures.subgroup_margins_figure, having, attribute, metric=metric)
+                    yield from _tried(f"margins by {attribute}, {data}", draw)
         if not attributes:
             yield LeftOut(f"margins by subgroup, {data}", "its pairs have no groups, or `--by` named none")
+        yield _or(figures.reliability_figure(data, labels(group), results), f"reliability, {data}", PROBABILITIES)
 
 
 def _gains(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:
     if not any(run.gains for run in runs):
         yield LeftOut("gains over another run", HELD_AGAINST)
     for data, group in _by_data(runs).items():
-        for against in figures.gains_of(group):
-            yield from _tried(
-                f"gains over {against}, {data}",
-                partial(figures.gains_figure, group, against),
-            )
+        for against, held in figures.gains_of(group).items():
+            for metric, alike in _by_metric(*zip(*held, strict=True)).items():
+                draw = partial(figures.gains_figure, alike, against, metric=metric)
+                yield from _tried(f"gains over {against}, {data}", draw)
+
+
+def _fitted(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:
+    for label, run in zip(labels(runs), runs, strict=True):
+        yield _or(figures.heterogeneity_figure(run, label), f"fitted strength of {label}", FITTED)
+
+
+def _by_metric(runs: Sequence[Run], results: Sequence[Mapping[str, Any]]) -> dict[str, list[Run]]:
+    """The runs by the margin that each is told by."""
+    found: dict[str, list[Run]] = {}
+    for run, result in zip(runs, results, strict=True):
+        found.setdefault(main_metric(result), []).append(run)
+    return found
 
 
 def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from mixlogit_align.report.figures.calibration import calibration_figure
 from mixlogit_align.report.figures.drawing import Figure, Key, Panel
 from mixlogit_align.report.figures.gains import gains_figure, gains_of
+from mixlogit_align.report.figures.heterogeneity import heterogeneity_figure
 from mixlogit_align.report.figures.recovery import recovery_figure
+from mixlogit_align.report.figures.reliability import reliability_figure
 from mixlogit_align.report.figures.runtime import runtime_figure
 from mixlogit_align.report.figures.strength import strength_figure
 from mixlogit_align.report.figures.subgroups import subgroup_margins_figure
@@ -21,7 +23,9 @@ __all__ = [
     "curves_figure",
     "gains_figure",
     "gains_of",
+    "heterogeneity_figure",
     "recovery_figure",
+    "reliability_figure",
     "runtime_figure",
     "sft_figure",
     "strength_figure",
