@@ -69,6 +69,7 @@ def require_count(name: str, value: object, least: int = 1, *, hint: str | None 
     InvalidInputError
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        expected = f"{least} or more"
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        expected = f"{least} or more" if whole else f"a whole number, {least} or more"
         raise InvalidInputError(explain(name, got=repr(value), expected=expected, hint=hint or f"{name}={least}"))
     return value

@@ -47,7 +47,8 @@ from mixlogit_align.alignment.config import (
     UpdateConfig,
 )
 from mixlogit_align.alignment.data.config import SimulatedData
-from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING, constant_gradient_drift
+from mixlogit_align.alignment.strength import constant_gradient_drift
+from mixlogit_align.alignment.trainer import RMSPROP_SMOOTHING
 
 SEEDS = (0, 1, 2)
 NUM_TRAIN, NUM_EVAL, EPOCHS, BATCH = 8192, 1024, 2, 64

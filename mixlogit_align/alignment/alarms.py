@@ -41,7 +41,7 @@ CV_COLLAPSED = 0.05
 CV_EXPLODED = 5.0
 # Times, up or down; rewards, which are proportional to the mean, have then lost their unit.
 MEAN_FACTOR = 10.0
-# Nats. Float32 noise between two ways to batch the same responses stays below a thousandth.
+# Nats. Float32 noise between two ways to batch the same responses stays below a thousandth; another model is far above.
 FLOAT32_SPREAD = 1e-2
 # Nats, for responses of up to 128 tokens. A bfloat16 policy against a float32 reference has 0.07 to 0.10.
 BFLOAT16_SPREAD = 0.3
@@ -136,15 +136,20 @@ def non_finite(stage: str, step: int, pair_ids: Sequence[int]) -> Alarm:
         "non_finite",
         stage,
         step,
-        f"a loss, log-probability or gradient became NaN or infinite on a batch of {len(pair_ids)} comparisons. "
-        "The run stopped before the step that would have spoiled the policy. Try a smaller learning rate or "
+        f"a loss, log-probability or gradient became NaN or infinite on {len(pair_ids)} comparisons, which run.json "
+        "names. The run stopped there, and exported no policy. Try a smaller learning rate or "
         "precision: float32, and look at these comparisons.",
     )
 
 
+def bfloat16_spread(max_length: int) -> float:
+    """Nats by which a response of up to so many tokens may differ by rounding to bfloat16."""
+    return BFLOAT16_SPREAD * max(1.0, math.sqrt(max_length / BFLOAT16_TOKENS))
+
+
 def _start_spread(held_out: _Series, config: AlignmentConfig) -> Iterator[Alarm]:
     """Policy and reference differ before the first step; the size tells by what."""
-    precision_limit = BFLOAT16_SPREAD * max(1.0, math.sqrt(config.tokenization.max_length / BFLOAT16_TOKENS))
+    precision_limit = bfloat16_spread(config.tokenization.max_length)
 
     def rule(i: int) -> str | None:
         spread = held_out.records[i]["log_ratio/sd"]

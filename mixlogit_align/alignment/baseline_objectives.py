@@ -17,7 +17,7 @@ from mixlogit_align.alignment.config import PreferenceConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
 from mixlogit_align.alignment.loss_config import KTO, BetaDPO, MallowsDPO, MixDPO
-from mixlogit_align.alignment.losses import PreferenceLoss, check_pairs
+from mixlogit_align.alignment.losses import PreferenceLoss
 from mixlogit_align.alignment.objectives import HeldOut, MixDPOObjective, PreferenceObjective
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.trainer import require_finite
@@ -60,7 +60,7 @@ class BetaDPOObjective(PreferenceObjective):
         self.of_batch = {}
         if self.config.accumulation > 1:
             batch, logps = self.collator(rows), self.logps(self.policy, rows)
-            require_finite("log-probability", "preference", step, logps.sum(1), batch.pair_ids.cpu())
+            require_finite("log-probability", "preference", step, logps.sum(1), batch.pair_ids)
             self._follow(_sums(batch, logps))
 
     def after_step(self, values: Mapping[str, Tensor], step: int) -> None:
@@ -68,9 +68,9 @@ class BetaDPOObjective(PreferenceObjective):
         self.threshold.fill_(self.of_batch["threshold"])
 
     @torch.no_grad()
-    def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
+    def held_out(self, rows: Sequence[TokenizedComparison], *, step: int) -> HeldOut:
         """The loss of every row with the mean of all of them, and the threshold as training left it."""
-        batch, logps = self.collator(rows), self.logps(self.policy, rows)
+        batch, logps = self.held_out_logps(rows, step)
         total, weight = _sums(batch, logps).tolist()
         self.of_batch = {"threshold": self.threshold.item(), "batch_margin": total / weight}
         return HeldOut(rows, self._loss(batch, logps, step=0))
@@ -101,7 +101,8 @@ class KTOObjective(PreferenceObjective):
     Attributes
     ----------
     mismatched : dict of int to TokenizedComparison
-        By pair_id: its prompt with both responses to another one (`mismatched`), and the reference's log-probabilities.
+        By pair_id: its prompt with both responses to another one (`mismatched`), and the reference's log-probabilities
+        once they are known.
     """
 
     num_scores = 4
@@ -112,27 +113,36 @@ class KTOObjective(PreferenceObjective):
 
     def scores(self, reference: SequenceLogProbs, rows: Sequence[TokenizedComparison]) -> Tensor:
         """Log-probabilities of the responses, then of those to another prompt: (N, 4)."""
-        return torch.cat([self.logps(reference, rows), self.logps(reference, mismatched(rows))], dim=1)
+        return torch.cat([self.logps(reference, rows), self.logps(reference, self._others(rows))], dim=1)
 
     def with_scores(self, rows: Sequence[TokenizedComparison], scores: Tensor) -> list[TokenizedComparison]:
-        """The rows with the reference's log-probabilities; mismatched ones are kept here."""
-        for row, logps in zip(mismatched(rows), scores[:, 2:].tolist(), strict=True):
+        """The rows with the reference's log-probabilities, as the mismatched ones have them from now on."""
+        for row, logps in zip(self._others(rows), scores[:, 2:].tolist(), strict=True):
             self.mismatched[row.comparison.pair_id] = row.with_reference(logps)
         return super().with_scores(rows, scores)
 
+    def _others(self, rows: Sequence[TokenizedComparison]) -> list[TokenizedComparison]:
+        """The mismatched rows of a whole split, made when they are first asked for."""
+        ids = [row.comparison.pair_id for row in rows]
+        if not all(pair_id in self.mismatched for pair_id in ids):
+            self.mismatched |= dict(zip(ids, mismatched(rows), strict=True))
+        return [self.mismatched[pair_id] for pair_id in ids]
+
     def before_step(self, rows: Sequence[TokenizedComparison], step: int) -> None:
         """Estimate the reference point of the whole batch."""
-        batch, log_ratios = self._look_around(rows)
-        require_finite(OTHERS, "preference", step, log_ratios.sum(1), batch.pair_ids.cpu())
-        self._judge_against(log_ratios, batch)
+        self._look_at_others(rows, step, OTHERS)
 
     @torch.no_grad()
-    def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
+    def held_out(self, rows: Sequence[TokenizedComparison], *, step: int) -> HeldOut:
         """The loss of every row, with a reference point from all of them."""
+        self._look_at_others(rows, step, f"held-out {OTHERS}")
+        return super().held_out(rows, step=step)
+
+    def _look_at_others(self, rows: Sequence[TokenizedComparison], step: int, what: str) -> None:
+        """Estimate the reference point from the responses to other prompts."""
         batch, log_ratios = self._look_around(rows)
-        check_pairs({OTHERS: log_ratios.sum(1)}, weights=None, pair_ids=batch.pair_ids)
+        require_finite(what, "preference", step, log_ratios.sum(1), batch.pair_ids)
         self._judge_against(log_ratios, batch)
-        return super().held_out(rows)
 
     def _look_around(self, rows: Sequence[TokenizedComparison]) -> tuple[Batch, Tensor]:
         """The rows' prompts with responses to other ones, and the (N, 2) log-ratios of these."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mixlogit_align.errors import InvalidInputError, explain
+from mixlogit_align.errors import InvalidInputError, explain, require_count
 
 
 def require(condition: bool, name: str, got: Any, expected: str, hint: str = "another value") -> None:
@@ -18,6 +18,12 @@ def positive(**settings: float) -> None:
     """Refuse settings that are not finite and above 0."""
     for name, value in settings.items():
         require(value > 0 and math.isfinite(value), name, value, "a finite number above 0")
+
+
+def counts(least: int = 1, **settings: int) -> None:
+    """Refuse settings that are no whole numbers of at least ``least``."""
+    for name, value in settings.items():
+        require_count(name, value, least)
 
 
 def not_negative(**settings: float) -> None:

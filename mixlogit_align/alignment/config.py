@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import counts, positive, require
 from mixlogit_align.alignment.data.config import DataConfig, SimulatedData
 from mixlogit_align.alignment.loss_config import LossConfig, MixDPO
 from mixlogit_align.errors import InvalidInputError, explain
@@ -46,8 +47,8 @@ class NewModel:
     vocab_size: int = 384
 
     def __post_init__(self) -> None:
-        positive(hidden_size=self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
-        positive(max_positions=self.max_positions)
+        counts(hidden_size=self.hidden_size, num_layers=self.num_layers, num_heads=self.num_heads)
+        counts(max_positions=self.max_positions, vocab_size=self.vocab_size)
         require(
             self.hidden_size % self.num_heads == 0,
             "hidden_size",
@@ -102,7 +103,7 @@ class LoRAConfig:
     export: Literal["merged", "adapter"] = "merged"
 
     def __post_init__(self) -> None:
-        positive(rank=self.rank, alpha=self.alpha)
+        counts(rank=self.rank, alpha=self.alpha)
         require(
             len(self.targets) > 0 and (self.targets == ("all",) or "all" not in self.targets),
             "targets",
@@ -139,7 +140,7 @@ class TokenizationConfig:
     chat_date: str = "2024-07-26"
 
     def __post_init__(self) -> None:
-        positive(max_prompt_length=self.max_prompt_length)
+        counts(max_prompt_length=self.max_prompt_length, max_length=self.max_length)
         require(
             self.max_prompt_length < self.max_length,
             "max_prompt_length",
@@ -220,7 +221,7 @@ class SolvedUpdate:
     max_cv: float = 2.0
 
     def __post_init__(self) -> None:
-        positive(every_steps=self.every_steps, buffer_examples=self.buffer_examples)
+        counts(every_steps=self.every_steps, buffer_examples=self.buffer_examples)
         positive(max_mean_factor=self.max_mean_factor, min_cv=self.min_cv, max_cv=self.max_cv)
         require(self.max_mean_factor >= 1, "max_mean_factor", self.max_mean_factor, "1 or more", "max_mean_factor=5")
         require(self.min_cv <= self.max_cv, "min_cv", self.min_cv, f"at most max_cv={self.max_cv}", "min_cv=0.05")
@@ -407,7 +408,7 @@ class MonteCarloRule:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive(num_draws=self.num_draws)
+        counts(num_draws=self.num_draws)
 
     def build(self) -> Any:
         from mixlogit_align.distributions import MonteCarlo
@@ -443,7 +444,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         positive(lr=self.lr, max_grad_norm=self.max_grad_norm)
-        not_negative(warmup_steps=self.warmup_steps)
+        counts(0, warmup_steps=self.warmup_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -471,8 +472,8 @@ class StageConfig:
     eval_every_examples: int = 1984
 
     def __post_init__(self) -> None:
-        positive(num_epochs=self.num_epochs, batch_size=self.batch_size, accumulation=self.accumulation)
-        positive(eval_batch_size=self.eval_batch_size, eval_every_examples=self.eval_every_examples)
+        counts(num_epochs=self.num_epochs, batch_size=self.batch_size, accumulation=self.accumulation)
+        counts(eval_batch_size=self.eval_batch_size, eval_every_examples=self.eval_every_examples)
         nearest = max(round(self.eval_every_examples / self.batch_size), 1) * self.batch_size
         require(
             self.eval_every_examples % self.batch_size == 0,
@@ -568,12 +569,12 @@ class CheckpointConfig:
 
     def __post_init__(self) -> None:
         if self.every_examples is not None:
-            positive(every_examples=self.every_examples)
-        not_negative(keep=self.keep)
+            counts(every_examples=self.every_examples)
+        counts(0, keep=self.keep)
 
 
 Precision = Literal["auto", "float32", "bfloat16", "bfloat16_parameters"]
-Tracker = Literal["tensorboard", "wandb"]
+TrackerName = Literal["tensorboard", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -585,7 +586,7 @@ class AlignmentConfig:
     out : str
         The run folder.
     name : str
-        What reports call the run, e.g. "DPO" or "MixDPO gamma".
+        What reports call the run, e.g. "DPO" or "MixDPO gamma"; by default as its folder is called.
     data : section
         The data set, by who reads it.
     model : section
@@ -605,13 +606,17 @@ class AlignmentConfig:
         which loses most small updates, and warns. "auto" is "bfloat16" on CUDA devices, else "float32".
     activation_checkpointing : bool
         Recompute the activations of each transformer block in the backward pass: less memory, a third more time.
+    compile : bool
+        Compile each transformer block with torch (inductor: on CPUs it needs a C++ compiler, on GPUs Triton). Tried
+        before anything is trained, and compared with the blocks as they are; a block that torch cannot compile whole is
+        refused. The time it takes is metric ``seconds/compile`` and no part of ``examples_per_second``.
     checkpoint : CheckpointConfig
     tracking : tuple of {"tensorboard", "wandb"}
         Where metrics go beside ``metrics.jsonl``.
     """
 
     out: str
-    name: str = "run"
+    name: str = ""
     data: DataConfig = field(default_factory=SimulatedData)
     model: ModelConfig = field(default_factory=NewModel)
     lora: LoRAConfig | None = None
@@ -622,8 +627,9 @@ class AlignmentConfig:
     device: str = "cpu"
     precision: Precision = "auto"
     activation_checkpointing: bool = False
+    compile: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    tracking: tuple[Tracker, ...] = ()
+    tracking: tuple[TrackerName, ...] = ()
 
     def __post_init__(self) -> None:
         for stage in (self.sft, self.preference):
@@ -665,3 +671,7 @@ class AlignmentConfig:
                 self.model.max_positions,
                 f"at least max_length={self.tokenization.max_length}",
             )
+
+    def named(self) -> AlignmentConfig:
+        """With a name: its own, or its run folder's."""
+        return self if self.name else replace(self, name=Path(self.out).absolute().name or self.out)

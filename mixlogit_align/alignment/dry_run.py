@@ -225,7 +225,7 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
             for name, sequences in parts.items()
         }
     return DryRun(
-        name=config.name,
+        name=config.named().name,
         model=f"{counted.model} as in {_source(config.model)}",
         data=told,
         parameters=counted.parameters,

@@ -103,10 +103,7 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         """The run was begun with the same settings, those aside that do not change its trajectory."""
-        before, now = (
-            _flat({**dataclasses.asdict(config), "precision": resolved(config.precision, config.device)})
-            for config in (load_config(self.path / "config.yaml"), self.config)
-        )
+        before, now = (_flat(_compared(config)) for config in (load_config(self.path / "config.yaml"), self.config))
         differing = [
             f"{name}={now.get(name)!r}, was {before.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -123,6 +120,16 @@ class RunFolder:
                     hint=f"--config {self.path / 'config.yaml'}, or another `out`",
                 )
             )
+
+
+def _compared(config: AlignmentConfig) -> dict[str, Any]:
+    """Settings by what they mean here: what is compiled differs by rounding alone, which counts in bfloat16."""
+    precision = resolved(config.precision, config.device)
+    return {
+        **dataclasses.asdict(config),
+        "precision": precision,
+        "compile": config.compile and precision != "float32",
+    }
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from mixlogit_align.alignment.config import PreferenceConfig, SolvedUpdate
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.logratios import SequenceLogProbs, candidate_logprobs
-from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, check_pairs, preference_metrics
+from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss, preference_metrics
 from mixlogit_align.alignment.parallel import World
 from mixlogit_align.alignment.strength import StrengthSolver, drift_metrics, strength_metrics
-from mixlogit_align.alignment.trainer import StageLoss
+from mixlogit_align.alignment.trainer import StageLoss, require_finite
+
+HELD_OUT_LOGPS = "held-out log-probability"
 
 
 class SFTObjective(nn.Module):
@@ -61,8 +63,8 @@ class SFTObjective(nn.Module):
         weight = values["weight"].double()
         return {"loss": ((values["loss"] * weight).sum() / (values["tokens"] * weight).sum()).item()}
 
-    def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
-        """``loss`` over all of ``rows``; `InvalidInputError`, as of the preference stage, where it is not finite."""
+    def evaluate(self, rows: Sequence[TokenizedComparison], *, step: int) -> dict[str, float]:
+        """``loss`` over all of ``rows``; `NonFiniteLossError`, with the rows at fault, where it is not finite."""
         chosen = [replace(row, input_ids=(_chosen(row),), reference_logps=None) for row in rows]
         logps = candidate_logprobs(
             self.policy, chosen, self.collator, batch_size=self.eval_batch_size, world=self.world
@@ -70,7 +72,7 @@ class SFTObjective(nn.Module):
         logps = logps[:, 0].cpu()
         weights = torch.tensor([row.comparison.weight for row in rows], dtype=torch.float64)
         ids = torch.tensor([row.comparison.pair_id for row in rows])
-        check_pairs({"policy_chosen_logps": logps}, weights=weights, pair_ids=ids)
+        require_finite(HELD_OUT_LOGPS, "sft", step, logps, ids)
         return {"loss": -(logps * weights).sum().item() / self.count(rows)}
 
     def state_metrics(self, step: int) -> dict[str, float]:
@@ -143,7 +145,7 @@ class PreferenceObjective(nn.Module):
         return sum(row.comparison.weight for row in rows)
 
     def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
-        """Tokens that go through the policy with gradient."""
+        """Tokens that the loss is trained on; passes without gradient, as some losses take, are left out."""
         return sum(len(ids) for row in rows for ids in row.input_ids)
 
     def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -164,9 +166,16 @@ class PreferenceObjective(nn.Module):
         return [row.with_reference(logps) for row, logps in zip(rows, scores[:, :2].tolist(), strict=True)]
 
     @torch.no_grad()
-    def held_out(self, rows: Sequence[TokenizedComparison]) -> HeldOut:
-        """The loss of every row, computed in one piece; rules with draws use those of step 0."""
-        return HeldOut(rows, self._loss(self.collator(rows), self.logps(self.policy, rows), step=0))
+    def held_out(self, rows: Sequence[TokenizedComparison], *, step: int) -> HeldOut:
+        """The loss of every row after ``step`` steps, computed in one piece; rules with draws use those of step 0."""
+        batch, logps = self.held_out_logps(rows, step)
+        return HeldOut(rows, self._loss(batch, logps, step=0))
+
+    def held_out_logps(self, rows: Sequence[TokenizedComparison], step: int) -> tuple[Batch, Tensor]:
+        """The rows and the policy's `logps` of them, which must be finite."""
+        batch, logps = self.collator(rows), self.logps(self.policy, rows)
+        require_finite(HELD_OUT_LOGPS, "preference", step, logps.sum(1), batch.pair_ids)
+        return batch, logps
 
     def choice_model(self, held_out: HeldOut) -> dict[str, Any]:
         """The distribution of strength and the rule by which choice probabilities follow; empty where they do not."""
@@ -174,9 +183,9 @@ class PreferenceObjective(nn.Module):
             return {}
         return {"mixing": Delta(held_out.loss.values["strength_mean"].cpu())}
 
-    def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
+    def evaluate(self, rows: Sequence[TokenizedComparison], *, step: int) -> dict[str, float]:
         """The metrics over all of ``rows``."""
-        return self.metrics(self.held_out(rows).loss.values)
+        return self.metrics(self.held_out(rows, step=step).loss.values)
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """Nothing beside the loss."""

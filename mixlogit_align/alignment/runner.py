@@ -8,6 +8,7 @@ interrupted, killed or failed run leaves what was written so far, and can be res
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -23,13 +24,20 @@ import torch
 from torch import Tensor, nn
 
 from mixlogit_align.alignment import adapters
-from mixlogit_align.alignment.alarms import Alarm, find_alarms, non_finite
+from mixlogit_align.alignment.alarms import FLOAT32_SPREAD, Alarm, bfloat16_spread, find_alarms, non_finite
 from mixlogit_align.alignment.baseline_objectives import build_objective
 from mixlogit_align.alignment.checkpoint import (
     Checkpoints,
     Position,
     TrainingState,
     model_fingerprint,
+)
+from mixlogit_align.alignment.compilation import (
+    CompileClock,
+    compile_blocks,
+    compiling,
+    require_compiler,
+    try_compiled,
 )
 from mixlogit_align.alignment.config import (
     AlignmentConfig,
@@ -56,15 +64,11 @@ from mixlogit_align.alignment.parallel import World, join, recompute_activations
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.reference import ReferenceKey, read_reference, require_cache, write_reference
 from mixlogit_align.alignment.settings import load_config
-from mixlogit_align.alignment.strength import (
-    GRADIENT_EPS,
-    build_preference_loss,
-    fixed_strength_record,
-    strength_record,
-)
+from mixlogit_align.alignment.strength import build_preference_loss, fixed_strength_record, strength_record
 from mixlogit_align.alignment.tokenization import content_hash, tokenize
 from mixlogit_align.alignment.tracking import open_trackers, require_packages
 from mixlogit_align.alignment.trainer import (
+    GRADIENT_EPS,
     NonFiniteLossError,
     ParameterGroup,
     Stage,
@@ -73,9 +77,6 @@ from mixlogit_align.alignment.trainer import (
 )
 from mixlogit_align.alignment.truth import compare_with_truth
 from mixlogit_align.errors import IntegrationError, InvalidInputError, MixlogitError, explain
-
-# Nats. Float32 noise between two ways to batch the same rows stays far below, another model far above.
-REFERENCE_TOLERANCE = 1e-2
 
 Rows = dict[Split, list[TokenizedComparison]]
 PairLoss = Callable[..., PreferenceLoss]
@@ -135,16 +136,18 @@ def run_alignment(
     ------
     InvalidInputError
         For a device that is not there, a rule that does not fit the strength, a batch size that the processes do not
-        divide, or a folder that holds another run, before anything is written; for missing data, or larger sets than
-        pairs in a preference stage.
+        divide, blocks that torch cannot compile where it should, or a folder that holds another run, before anything is
+        written; for missing data, or larger sets than pairs in a preference stage.
     NonFiniteLossError
-        When a loss or gradient is NaN or infinite; ``run.json`` then names the pairs.
+        When a loss, log-probability or gradient is NaN or infinite; ``run.json`` then names the pairs.
     CheckpointError
         When a checkpoint cannot be written, or the last one is damaged.
     MixlogitError
         When the policy's log-probabilities differ from its own reference's before the first step.
     """
-    with join(config.device, config.precision) as world:
+    config = config.named()
+    clock = compiling() if config.compile else contextlib.nullcontext()
+    with join(config.device, config.precision) as world, clock as compile_clock:
         for stage, settings in (("sft", config.sft), ("preference", config.preference)):
             if settings is not None:
                 check_batch_size(stage, settings, world)
@@ -156,7 +159,10 @@ def run_alignment(
         status = folder.found(overwrite=overwrite, resume=resume)
         if status == "finished":
             return _read_result(folder)
-        run = Run(config, folder, world, progress if progress is not None and world.is_main else _silent)
+        if config.compile:
+            require_compiler(world)
+        shown = progress if progress is not None and world.is_main else _silent
+        run = Run(config, folder, world, shown, compile_clock)
         run.build(resume=status != "new")
         folder.begin(replace=overwrite)
         folder.write("run.json", run.record("running"))
@@ -198,7 +204,7 @@ def export_checkpoint(run: str | Path, out: str | Path) -> Path:
     CheckpointError
         When the checkpoint is damaged.
     """
-    config = dataclasses.replace(load_config(Path(run) / "config.yaml"), out=str(run))
+    config = dataclasses.replace(load_config(Path(run) / "config.yaml"), out=str(run), compile=False)
     with join(config.device, config.precision) as world:
         exported = Run(config, RunFolder(config, world), world, _silent)
         exported.build(resume=True)
@@ -228,10 +234,19 @@ class Run:
     folder : RunFolder
     world : World
     progress : Progress
+    clock : CompileClock, optional
+        Where its blocks are compiled.
     """
 
-    def __init__(self, config: AlignmentConfig, folder: RunFolder, world: World, progress: Progress) -> None:
-        self.config, self.folder, self.world, self.progress = config, folder, world, progress
+    def __init__(
+        self,
+        config: AlignmentConfig,
+        folder: RunFolder,
+        world: World,
+        progress: Progress,
+        clock: CompileClock | None = None,
+    ) -> None:
+        self.config, self.folder, self.world, self.progress, self.clock = config, folder, world, progress, clock
         self.precision = resolved(config.precision, config.device)
         self.begun = time.perf_counter()
         self.log = MetricsLog(None, begun=self.begun)
@@ -248,6 +263,7 @@ class Run:
             "precision": self.precision,
             "versions": versions(),
             "machine": machine(self.config.device),
+            **({} if self.clock is None else {"compile_seconds": round(self.clock.seconds, 3)}),
             "alarms": [alarm.as_dict() for alarm in self.alarms],
             **details,
         }
@@ -286,6 +302,7 @@ class Run:
             world.on_main(lambda: require_cache(config.preference))
         else:
             self.held_out.update(self.reached.held_out)
+        self._try_compiled(self.policy, self.precision, training=True)
 
     def stages(self, preference_loss: PairLoss | None) -> RunResult:
         """Train what is left to train, and write what it became."""
@@ -302,6 +319,7 @@ class Run:
                 seed=config.seed,
                 world=self.world,
                 evaluated=self._watch,
+                clock=self.clock,
             )
             if config.sft is not None and (self.reached is None or self.reached.stage == "sft"):
                 stage = self._sft(config.sft)
@@ -378,10 +396,19 @@ class Run:
     def _sharded(self, model: nn.Module, precision: Precision) -> SequenceLogProbs:
         """The model as it computes: dropout stays off, since policy and reference must agree where they start."""
         policy = SequenceLogProbs(model.eval())
+        if self.config.compile:
+            compile_blocks(policy)
         if self.config.activation_checkpointing:
             recompute_activations(policy)
         shard(policy, self.world, precision)
         return policy
+
+    def _try_compiled(self, model: SequenceLogProbs, precision: Precision, *, training: bool) -> None:
+        """Compile the model's blocks now, where they are to be, and see that they compute what they did."""
+        if self.config.compile:
+            limit = FLOAT32_SPREAD if precision == "float32" else bfloat16_spread(self.longest)
+            batch = self.collator(self.rows["train"][:2])
+            try_compiled(model, batch, self.world, limit=limit, training=training)
 
     def _reference(self, config: PreferenceConfig) -> SequenceLogProbs:
         """The reference: a model of its own, or the policy as it is now, whose float32 parameters it shares."""
@@ -412,6 +439,8 @@ class Run:
 
         def compute() -> dict[Split, Tensor]:
             reference = self._reference(config)
+            if reference is not self.policy:
+                self._try_compiled(reference, self._reference_precision(config), training=False)
             return {name: objective.scores(reference, self.rows[name]) for name in SPLITS}
 
         if config.reference_cache is None:
@@ -516,7 +545,7 @@ class Run:
         finally:
             strength = self._strength_record(stage)
             self.folder.write("strength.json", strength)
-        held_out = objective.held_out(rows["eval"])
+        held_out = objective.held_out(rows["eval"], step=config.num_steps(len(rows["train"])))
         if self.world.is_main:
             path = self.folder.path / "log_ratios.parquet"
             if isinstance(objective, MixDPOObjective):
@@ -659,13 +688,13 @@ def _preference_loss(config: AlignmentConfig, world: World) -> PairLoss | None:
 
 def _check_start(objective: PreferenceObjective, rows: Sequence[TokenizedComparison]) -> None:
     """The policy is its own reference before the first step: its log-ratio differences are 0."""
-    largest = objective.held_out(rows).loss.logratio_diff.abs().max().item()
-    if largest > REFERENCE_TOLERANCE:
+    largest = objective.held_out(rows, step=0).loss.logratio_diff.abs().max().item()
+    if largest > FLOAT32_SPREAD:
         raise MixlogitError(
             explain(
                 "logratio_diff before the first step",
                 got=f"up to {largest:.3g} nats",
-                expected=f"0, within {REFERENCE_TOLERANCE}",
+                expected=f"0, within {FLOAT32_SPREAD}",
                 hint="switching off dropout or other randomness in the policy",
             )
         )

@@ -23,17 +23,12 @@ from mixlogit_align.alignment.config import (
 from mixlogit_align.alignment.data.schema import StrengthTruth
 from mixlogit_align.alignment.loss_config import MixDPO
 from mixlogit_align.alignment.losses import MixDPOLoss, PreferenceLoss
+from mixlogit_align.alignment.trainer import RMSPROP_SMOOTHING
 from mixlogit_align.distributions import LearnableMixing, MixedLogit
 from mixlogit_align.distributions.learnable import mixing_of_mean_cv
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference import derivatives, hessian_covariance, standard_errors
 from mixlogit_align.inference.bounded import maximize_in_box
-
-RMSPROP_SMOOTHING = 0.99
-# The optimiser adds it to the size of the strength's gradient (nats for a change of 1 in a log) and divides by the sum.
-# At the first step policy and reference agree, so that this gradient is rounding of some 1e-8, which would else become
-# a whole step in a random direction; gradients that the data cause are a thousand times larger.
-GRADIENT_EPS = 1e-6
 
 CAUTIONS = {
     "learned": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
@@ -446,23 +441,13 @@ def strength_record(
     lr = update.lr if isinstance(update, LearnedUpdate) else 0.0
     drift = constant_gradient_drift(config.optim, lr, num_steps)
     moved = _moved(strength, config.strength)
-    record = {
-        **_with_cv(strength.summary()),
-        "initial": _with_cv(config.strength.build().summary()),
-        "update": update.kind,
-        "learning_rate": lr,
-        "planned_steps": num_steps,
-        "constant_gradient_drift": drift,
-        "moved": moved,
-        "caution": CAUTIONS[update.kind],
-    }
+    beside: dict[str, Any] = {}
     if isinstance(update, LearnedUpdate):
-        record["share_of_drift"] = {name: abs(way) / drift for name, way in moved.items()}
+        beside["share_of_drift"] = {name: abs(way) / drift for name, way in moved.items()}
     if solver is not None:
-        record |= solver.record()
-    if truth is not None:
-        record["truth"] = truth.summary()
-    return record
+        beside |= solver.record()
+    now, initial = (_with_cv(mixing.summary()) for mixing in (strength, config.strength.build()))
+    return _record(now, initial, update.kind, num_steps, truth, lr=lr, drift=drift, moved=moved, **beside)
 
 
 def fixed_strength_record(
@@ -493,16 +478,32 @@ def fixed_strength_record(
     else:
         update, initial = "computed", dict.fromkeys(("family", "mean", "sd", "cv", "parameters"))
         now = {**initial, "mean": held_out.get("strength/mean")}
+    return {"loss": settings, **_record(now, initial, update, num_steps, truth)}
+
+
+def _record(
+    now: Mapping[str, Any],
+    initial: Mapping[str, Any],
+    update: str,
+    num_steps: int,
+    truth: StrengthTruth | None,
+    *,
+    lr: float = 0.0,
+    drift: float = 0.0,
+    moved: Mapping[str, float] | None = None,
+    **beside: Any,
+) -> dict[str, Any]:
+    """What every ``strength.json`` holds, in its order; that of a strength which no gradient moves by default."""
     record = {
-        "loss": settings,
         **now,
         "initial": initial,
         "update": update,
-        "learning_rate": 0.0,
+        "learning_rate": lr,
         "planned_steps": num_steps,
-        "constant_gradient_drift": 0.0,
-        "moved": {},
+        "constant_gradient_drift": drift,
+        "moved": dict(moved or {}),
         "caution": CAUTIONS[update],
+        **beside,
     }
     return record if truth is None else {**record, "truth": truth.summary()}
 

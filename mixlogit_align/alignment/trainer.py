@@ -10,17 +10,23 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mixlogit_align.alignment.compilation import CompileClock
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data.batches import Batch, Collator, TokenizedComparison
 from mixlogit_align.alignment.metrics_log import MetricsLog
 from mixlogit_align.alignment.parallel import World, average_gradients, clip_gradients
 from mixlogit_align.alignment.progress import HELD_OUT, Progress
-from mixlogit_align.alignment.strength import RMSPROP_SMOOTHING
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
+
+RMSPROP_SMOOTHING = 0.99
+# The optimiser adds it to the size of the strength's gradient (nats for a change of 1 in a log) and divides by the sum.
+# At the first step policy and reference agree, so that this gradient is rounding of some 1e-8, which would else become
+# a whole step in a random direction; gradients that the data cause are a thousand times larger.
+GRADIENT_EPS = 1e-6
 
 
 class NonFiniteLossError(MixlogitError, RuntimeError):
-    """A loss or gradient became NaN or infinite.
+    """A loss, log-probability or gradient became NaN or infinite.
 
     Attributes
     ----------
@@ -61,13 +67,13 @@ class Objective(Protocol):
         """What the sum of losses over ``rows`` is divided by."""
 
     def tokens(self, rows: Sequence[TokenizedComparison]) -> int:
-        """Tokens that go through the policy for ``rows``."""
+        """Tokens of ``rows`` that are trained on: passes without gradient take time, but count none."""
 
     def metrics(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics of a batch from the values of all its rows."""
 
-    def evaluate(self, rows: Sequence[TokenizedComparison]) -> dict[str, float]:
-        """Metrics of held-out rows."""
+    def evaluate(self, rows: Sequence[TokenizedComparison], *, step: int) -> dict[str, float]:
+        """Metrics of held-out rows after ``step`` steps."""
 
     def state_metrics(self, step: int) -> dict[str, float]:
         """What is logged of the objective itself after ``step`` steps."""
@@ -172,6 +178,9 @@ class Trainer:
     world : World
     evaluated : callable
         Called after every evaluation was logged.
+    clock : CompileClock or None
+        Where torch compiles: what a step has of that is logged apart, as ``seconds/compile``, and is no part of its
+        rates.
     """
 
     collator: Collator
@@ -180,6 +189,7 @@ class Trainer:
     seed: int
     world: World = field(default_factory=World)
     evaluated: Callable[[], None] = lambda: None
+    clock: CompileClock | None = None
 
     def run(
         self,
@@ -211,7 +221,8 @@ class Trainer:
         Raises
         ------
         NonFiniteLossError
-            Before the step that a NaN or infinite loss or gradient would have spoiled; on every process.
+            Before the step that a NaN or infinite loss or gradient would have spoiled, or where held-out rows have no
+            finite loss; on every process.
         """
         config, objective = stage.config, stage.objective
         batches = shuffled_batches(len(train_rows), config, self.seed)
@@ -219,7 +230,7 @@ class Trainer:
         save_every = save_every_examples or config.eval_every_examples
 
         def evaluate(step: int, seen: int) -> dict[str, float]:
-            metrics = {**objective.evaluate(eval_rows), **objective.state_metrics(step)}
+            metrics = {**objective.evaluate(eval_rows, step=step), **objective.state_metrics(step)}
             self.log.write(stage=stage.name, split="eval", step=step, examples_seen=seen, **metrics)
             self.progress(stage.name, seen, total, {HELD_OUT + name: value for name, value in metrics.items()})
             self.evaluated()
@@ -229,10 +240,14 @@ class Trainer:
         self.progress(stage.name, seen, total, {})
         latest = dict(held_out or {}) if start else evaluate(0, 0)
         for step in range(start, len(batches)):
-            begun = time.perf_counter()
+            begun, compiled = time.perf_counter(), 0.0 if self.clock is None else self.clock.seconds
             rows = [train_rows[i] for i in batches[step]]
             logged = self.step(stage, rows, step)
             seconds = time.perf_counter() - begun
+            if self.clock is not None:
+                compiled = self.clock.seconds - compiled
+                seconds -= compiled
+                logged["seconds/compile"] = round(compiled, 3)
             seen += len(rows)
             tokens = objective.tokens(rows)
             rates = {"examples_per_second": len(rows) / seconds, "tokens_per_second": tokens / seconds}
@@ -298,7 +313,7 @@ def require_finite(what: str, stage: str, step: int, values: Tensor, pair_ids: T
     bad = ~values.detach().isfinite()
     if not bool(bad.any()):
         return
-    ids = pair_ids[bad.cpu()].tolist()
+    ids = pair_ids.cpu()[bad.cpu()].tolist()
     raise NonFiniteLossError(
         explain(
             f"{stage} {what} after step {step}",

@@ -235,7 +235,7 @@ def train(config: AlignmentConfig, **options: Any) -> None:
     run_alignment(config, **options)
 
 
-CLOCK = frozenset({"seconds", "examples_per_second", "tokens_per_second"})
+CLOCK = frozenset({"seconds", "examples_per_second", "tokens_per_second", "seconds/compile"})
 
 
 def trajectory(run: Path) -> list[dict[str, Any]]:

@@ -337,3 +337,26 @@ def test_the_manual_refuses_a_name_that_it_does_not_know(section, hint):
 )
 def test_types_in_words(hint, words):
     assert spelled(hint) == words
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        pytest.param(lambda: NewModel(num_layers=2.5), "num_layers: got 2.5; expected a whole number", id="model"),
+        pytest.param(lambda: StageConfig(batch_size=6.0), "batch_size: got 6.0; expected a whole number", id="stage"),
+        pytest.param(lambda: OptimConfig(warmup_steps=-1), "warmup_steps: got -1; expected 0 or more", id="warm-up"),
+        pytest.param(lambda: SimulatedData(num_eval=True), "num_eval: got True; expected a whole number", id="data"),
+        pytest.param(lambda: HHData(max_train=0.5), "max_train: got 0.5; expected a whole number", id="reader"),
+    ],
+)
+def test_a_count_is_a_whole_number_also_from_python(made, message):
+    with pytest.raises(InvalidInputError, match=message):
+        made()
+
+
+@pytest.mark.parametrize(
+    ("out", "name", "expected"),
+    [("runs/one", "", "one"), ("runs/one/", "", "one"), ("runs/../two", "", "two"), ("runs/one", "DPO", "DPO")],
+)
+def test_a_run_is_called_as_its_folder_where_it_has_no_name(out, name, expected):
+    assert dataclasses.replace(FULL, out=out, name=name).named().name == expected

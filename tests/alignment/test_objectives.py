@@ -6,11 +6,10 @@ import json
 
 import pytest
 
-from mixlogit_align.alignment import AlignmentConfig, run_alignment
+from mixlogit_align.alignment import AlignmentConfig, NonFiniteLossError, run_alignment
 from mixlogit_align.alignment.config import NewModel, OptimConfig, PreferenceConfig, StageConfig, TokenizationConfig
 from mixlogit_align.alignment.data.config import SimulatedData
-from mixlogit_align.alignment.loss_config import KTO
-from mixlogit_align.errors import InvalidInputError
+from mixlogit_align.alignment.loss_config import KTO, BetaDPO
 
 # one step, after which no log-probability is a number
 BREAKS = {
@@ -24,9 +23,10 @@ BREAKS = {
 @pytest.mark.parametrize(
     ("stages", "what"),
     [
-        pytest.param({"sft": StageConfig(**BREAKS)}, "policy_chosen_logps", id="sft"),
-        pytest.param({"preference": PreferenceConfig(**BREAKS)}, "policy_chosen_logps", id="mixdpo"),
+        pytest.param({"sft": StageConfig(**BREAKS)}, "held-out log-probability", id="sft"),
+        pytest.param({"preference": PreferenceConfig(**BREAKS)}, "held-out log-probability", id="mixdpo"),
         pytest.param({"preference": PreferenceConfig(loss=KTO(), **BREAKS)}, "responses to other prompts", id="kto"),
+        pytest.param({"preference": PreferenceConfig(loss=BetaDPO(), **BREAKS)}, "held-out log-prob", id="beta-dpo"),
     ],
 )
 def test_a_policy_that_broke_in_the_last_step_does_not_finish(tmp_path, stages, what):
@@ -37,6 +37,11 @@ def test_a_policy_that_broke_in_the_last_step_does_not_finish(tmp_path, stages, 
         tokenization=TokenizationConfig(max_length=48, max_prompt_length=24),
         **stages,
     )
-    with pytest.raises(InvalidInputError, match=rf"{what}: got nan in rows \[0, 1, 2, 3\], pair_ids \[6, 7, 8, 9\]"):
+    with pytest.raises(
+        NonFiniteLossError, match=rf"{what}.* after step 1: got NaN or infinity, pair_ids \[6, 7, 8, 9\]"
+    ):
         run_alignment(config)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "failed"
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    (alarm,) = [alarm for alarm in told["alarms"] if alarm["name"] == "non_finite"]
+    assert (told["status"], told["pair_ids"]) == ("failed", [6, 7, 8, 9])
+    assert (alarm["stage"], alarm["step"]) == (*stages, 1)

@@ -27,7 +27,6 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data import StrengthTruth
 from mixlogit_align.alignment.strength import (
-    GRADIENT_EPS,
     StrengthBounds,
     StrengthBuffer,
     StrengthSolver,
@@ -38,7 +37,7 @@ from mixlogit_align.alignment.strength import (
     strength_metrics,
     strength_record,
 )
-from mixlogit_align.alignment.trainer import ParameterGroup, build_optimizer
+from mixlogit_align.alignment.trainer import GRADIENT_EPS, ParameterGroup, build_optimizer
 from mixlogit_align.errors import InvalidInputError
 
 WIDE = StrengthBounds(mean=(0.005, 5.0), cv=(0.01, 5.0))

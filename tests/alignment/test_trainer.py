@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from mixlogit_align.alignment import NonFiniteLossError
+from mixlogit_align.alignment import NonFiniteLossError, trainer
+from mixlogit_align.alignment.compilation import CompileClock
 from mixlogit_align.alignment.config import OptimConfig, StageConfig
 from mixlogit_align.alignment.data import Comparison
 from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
@@ -67,7 +69,7 @@ class Toy(nn.Module):
     def metrics(self, values):
         return {"loss": values["loss"].mean().item(), "rows": len(values["loss"])}
 
-    def evaluate(self, eval_rows):
+    def evaluate(self, eval_rows, *, step):
         return {"loss": float(len(eval_rows))}
 
     def state_metrics(self, step):
@@ -81,7 +83,15 @@ class Toy(nn.Module):
 
 
 def run(
-    tmp_path, objective, num_rows=10, max_grad_norm=1.0, progress=None, save=None, save_every_examples=None, **settings
+    tmp_path,
+    objective,
+    num_rows=10,
+    max_grad_norm=1.0,
+    progress=None,
+    save=None,
+    save_every_examples=None,
+    clock=None,
+    **settings,
 ):
     settings = {"batch_size": 4, "eval_every_examples": 8, **settings}
     config = StageConfig(optim=OptimConfig(name="rmsprop", lr=0.1, warmup_steps=2), **settings)
@@ -90,10 +100,12 @@ def run(
         ParameterGroup(name="strength", parameters=[objective.strength], lr=0.01, max_grad_norm=max_grad_norm),
     ]
     with MetricsLog(tmp_path / "metrics.jsonl") as log:
-        trainer = Trainer(collator=Collator(pad_id=0), log=log, progress=progress or (lambda *_: None), seed=5)
+        loop = Trainer(
+            collator=Collator(pad_id=0), log=log, progress=progress or (lambda *_: None), seed=5, clock=clock
+        )
         stage = Stage(name="toy", config=config, objective=objective, groups=groups)
         saving = {} if save is None else {"save": save, "save_every_examples": save_every_examples}
-        return trainer.run(stage, rows(num_rows), rows(3), **saving)
+        return loop.run(stage, rows(num_rows), rows(3), **saving)
 
 
 def read(tmp_path):
@@ -193,3 +205,19 @@ def test_nan_stops_the_run_before_it_spoils_the_parameters(tmp_path, where):
     assert (raised.value.stage, raised.value.step) == ("toy", 1)
     assert objective.policy.isfinite()
     assert [r["step"] for r in read(tmp_path) if r["split"] == "train"] == [1]
+
+
+def test_what_torch_compiles_is_no_part_of_the_rates(tmp_path, monkeypatch):
+    clock, times = CompileClock(), itertools.count()
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: float(next(times))))
+
+    class Compiled(Toy):
+        def forward(self, batch, *, step):
+            clock.seconds += 0.75 if step == 0 else 0.0
+            return super().forward(batch, step=step)
+
+    run(tmp_path, Compiled(), num_rows=8, clock=clock)
+    steps = [record for record in read(tmp_path) if record["split"] == "train"]
+    # 4 examples a step, which takes a second of the clock above: a quarter of it, where the rest went to compiling
+    assert [step["examples_per_second"] for step in steps] == [16.0, 4.0]
+    assert [step["seconds/compile"] for step in steps] == [0.75, 0.0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import counts, not_negative, positive, require
 from mixlogit_align.errors import InvalidInputError, explain
 
 # --- simulated -------------------------------------------------------------------------------------
@@ -44,7 +44,7 @@ class SimulatedData:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive(num_train=self.num_train, num_eval=self.num_eval, num_annotators=self.num_annotators)
+        counts(num_train=self.num_train, num_eval=self.num_eval, num_annotators=self.num_annotators)
         positive(strength_mean=self.strength_mean, utility_scale=self.utility_scale)
         not_negative(strength_cv=self.strength_cv)
 
@@ -80,7 +80,7 @@ class ReaderSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.path), "path", self.path, "a file, a folder or hub:NAME")
-        positive(**{k: v for k in ("max_train", "max_eval") if (v := getattr(self, k)) is not None})
+        counts(**{k: v for k in ("max_train", "max_eval") if (v := getattr(self, k)) is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

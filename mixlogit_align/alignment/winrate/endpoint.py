@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import counts, not_negative, positive, require
 from mixlogit_align.errors import MixlogitError, explain
 
 BUSY = {408, 409, 425, 429}  # and every status from 500
@@ -104,8 +104,10 @@ class EndpointConfig:
             "http:// or https://, a host and a path, without a user, a password or a query",
             f"the key in the environment variable {self.key_variable or 'that key_variable names'}",
         )
-        positive(max_tokens=self.max_tokens, concurrency=self.concurrency, timeout_seconds=self.timeout_seconds)
-        not_negative(temperature=self.temperature, max_retries=self.max_retries)
+        counts(max_tokens=self.max_tokens, concurrency=self.concurrency)
+        counts(0, max_retries=self.max_retries)
+        positive(timeout_seconds=self.timeout_seconds)
+        not_negative(temperature=self.temperature)
         not_negative(first_wait_seconds=self.first_wait_seconds, longest_wait_seconds=self.longest_wait_seconds)
         if self.requests_per_minute is not None:
             positive(requests_per_minute=self.requests_per_minute)

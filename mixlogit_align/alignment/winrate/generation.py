@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mixlogit_align.alignment.checks import not_negative, positive, require
+from mixlogit_align.alignment.checks import counts, not_negative, positive, require
 from mixlogit_align.alignment.config import PretrainedModel, TokenizationConfig
 from mixlogit_align.alignment.data.schema import Comparison, Prompt, transcript
 from mixlogit_align.alignment.progress import Progress
@@ -48,10 +48,11 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         not_negative(temperature=self.temperature)
-        positive(batch_size=self.batch_size, top_p=self.top_p)
+        counts(batch_size=self.batch_size)
+        positive(top_p=self.top_p)
         require(self.top_p <= 1.0, "top_p", self.top_p, "at most 1")
         if self.max_new_tokens is not None:
-            positive(max_new_tokens=self.max_new_tokens)
+            counts(max_new_tokens=self.max_new_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
