@@ -24,7 +24,7 @@ HETEROGENEITY = "heterogeneity"  # a run's folder for what was fitted to its log
 EVALUATION = ("name", "level", "clusters", "minimum", "averages")
 GAINS = (*EVALUATION, "against", "adjustment", "num_tests")
 WINRATE = ("model", "opponent", "judge", "win_rate", "interval", "test", "controlled", "not_controlled", "compared")
-FITTED = ("rows", "annotators", "family", "fits", "tests", "profile", "identification", "warnings")
+FITTED = ("rows", "annotators", "family", "fits", "tests", "profile", "density", "identification", "warnings")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from mixlogit_align.report.figures.heterogeneity import WORDS
 from mixlogit_align.report.tables import NONE, number, table
 
 Found = Mapping[str, Any]
 FITS = {
     "fixed": "one strength for all",
-    "comparison": "a fresh strength for each comparison",
-    "annotator": "one strength for each annotator",
+    **WORDS,
 }
 
 
@@ -28,15 +28,19 @@ def identification(found: Found) -> str:
 
 def fits_table(found: Found) -> str:
     """The fits, one row each."""
-    rows = [[words, number(fit["loglik"], ".2f"), number(fit["mean"], ".4g"), number(fit["sd"], ".4g"),
-             number(fit["cv"], ".3g"), _parameters(fit)]
+    profile = found["profile"]
+    rows = [[f"{words}<br><small>{_parameters(fit)}</small>", *(_estimate(fit, name) for name in ("mean", "sd", "cv")),
+             NONE if profile is None else _interval(profile["interval"].get(kind)),
+             *(number(fit[name], ".2f") for name in ("loglik", "aic", "bic"))]
             for kind, words in FITS.items() if (fit := found["fits"].get(kind)) is not None]  # fmt: skip
     annotators = "" if found["annotators"] is None else f" of {found['annotators']:,} annotators"
+    level = "" if profile is None else f" {profile['level']:.0%} interval: of the profile log-likelihood."
     caption = (
-        f"Maximum likelihood on {found['rows']:,} comparisons{annotators}, family {escape(found['family'])}. "
-        "Parameters (standard errors); at its bound: the spread went to 0, where a standard error says little."
+        f"Maximum likelihood on {found['rows']:,} comparisons{annotators}, family {escape(found['family'])}; standard "
+        f"errors in parentheses.{level} A fresh strength for each comparison and one for each annotator are not inside "
+        "each other: AIC and BIC compare them."
     )
-    return table(["strength", "log-likelihood", "mean", "sd", "cv", "parameters"], rows, caption)
+    return table(["strength", "mean", "sd", "cv", "interval of the cv", "loglik", "AIC", "BIC"], rows, caption)
 
 
 def tests_table(found: Found) -> str:
@@ -54,11 +58,20 @@ def tests_table(found: Found) -> str:
 
 
 def _parameters(fit: Found) -> str:
-    lines = [f"{escape(name)} {value:.4g} ({number(fit['std_errors'].get(name), '.2g')})"
-             for name, value in fit["params"].items()]  # fmt: skip
-    if fit["at_boundary"]:
-        lines.append("at its bound")
-    return "<br>".join(lines) or NONE
+    words = ", ".join(f"{escape(name)} {number(value, '.4g')}" for name, value in fit["params"].items())
+    return f"{words}; no spread is the most likely" if fit["at_boundary"] else words
+
+
+def _estimate(fit: Found, name: str) -> str:
+    error = fit["std_errors"].get(name)
+    return number(fit[name], ".3g") + ("" if error is None else f" ({error:.2g})")
+
+
+def _interval(ends: Any) -> str:
+    if ends is None:
+        return NONE
+    low, high = ends
+    return f"{low:.3g} and above" if high is None else f"{low:.3g} to {high:.3g}"
 
 
 def _pvalue(value: float | None) -> str:

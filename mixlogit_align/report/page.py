@@ -84,6 +84,7 @@ def build_page(evidence: Evidence) -> str:
         *_fine_tuning(evidence.runs),
         *(section for world, runs in _by_data(evidence.runs).items() for section in _world(world, runs, evidence)),
         *_weights(evidence),
+        *_runtime(evidence.runs),
         *_unmeasured(evidence.runs),
         _settings(evidence),
     ]
@@ -301,6 +302,11 @@ def _weights(evidence: Evidence) -> list[_Section]:
     runs = next(iter(evidence.worlds.values()), [])
     figure = figures.weight_figure(runs)
     return [] if figure is None else [_Section("The loss", _figure(figure))]
+
+
+def _runtime(runs: Sequence[Run]) -> list[_Section]:
+    figure = figures.runtime_figure(runs)
+    return [] if figure is None else [_Section("Run time", _figure(figure))]
 
 
 def _unmeasured(runs: Sequence[Run]) -> list[_Section]:

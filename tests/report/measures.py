@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -17,9 +17,9 @@ from mixlogit_align.alignment.evaluation.summary import evaluate
 from mixlogit_align.alignment.winrate import Outputs, write_outputs
 from mixlogit_align.alignment.winrate.command import judge_run
 from mixlogit_align.alignment.winrate.judges import RewardJudge
+from mixlogit_align.econometrics.heterogeneity_command import measure_strength
 
 NUM_PAIRS, NUM_ANNOTATORS = 240, 60
-IDENTIFICATION = "40 annotators made 2 or more comparisons each, so that their strengths are told apart <from noise>."
 
 
 def pair_table(name: str, gain: float) -> PairTable:
@@ -72,38 +72,17 @@ def write_winrate(folder: Path, wins: float, *, lengths: bool = True) -> None:
 
 
 def write_heterogeneity(folder: Path, *, with_annotators: bool = True) -> None:
-    """As ``mixlogit-align strength`` writes it."""
-    (folder / "heterogeneity").mkdir()
-    cvs = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0]
-    fit = {"params": {"loc": -2.3, "scale": 0.6}, "std_errors": {"loc": 0.05, "scale": 0.111}, "mean": 0.12,
-           "sd": 0.079, "cv": 0.66, "at_boundary": False}  # fmt: skip
-    point = {"params": {"value": 0.1}, "std_errors": {"value": 0.0123}, "mean": 0.1, "sd": 0.0, "cv": 0.0}
-    content: dict[str, Any] = {
-        "table": "log_ratios.parquet", "rows": 600, "annotators": 60 if with_annotators else None,
-        "family": "lognormal",
-        "fits": {
-            "fixed": {**point, "loglik": -400.25, "at_boundary": False},
-            "comparison": {**fit, "loglik": -399.5},
-            "annotator": {**fit, "loglik": -391.75} if with_annotators else None,
-        },
-        "tests": [
-            {"null": "fixed", "alternative": "annotator", "statistic": 17.0, "p": 1.9e-5,
-             "distribution": "half chi-squared with 1 degree of freedom, half 0"},
-        ] if with_annotators else [],
-        "profile": {"cv": cvs, "loglik": {
-            "comparison": [-400.25, -399.9, -399.6, -399.5, -399.6, None],
-            "annotator": [-400.25, -396.0, -392.0, -394.0, -398.0, -402.0] if with_annotators else [],
-        }},
-        "identification": IDENTIFICATION,
-        "warnings": ["12 ties say nothing of the strength"],
-    }  # fmt: skip
-    (folder / "heterogeneity" / "heterogeneity.json").write_text(json.dumps(content))
-    if with_annotators:
-        means = np.linspace(0.05, 0.3, 60)
-        columns = {
-            "annotator_id": [f"a{i}" for i in range(60)],
-            "comparisons": [4] * 60,
-            "mean": means,
-            "sd": means / 3,
-        }
-        pyarrow.parquet.write_table(pyarrow.table(columns), folder / "heterogeneity" / "annotators.parquet")
+    """As ``mixlogit-align strength`` writes it, on choices of annotators of whom some are surer than others."""
+    rng = np.random.default_rng(4)
+    annotators = np.arange(480) // 8
+    strength = rng.lognormal(-2.0, 0.9, 60)[annotators]
+    utility = rng.normal(0.0, 20.0, 480)
+    chosen = rng.uniform(size=480) < 1 / (1 + np.exp(-strength * utility))
+    columns = {"annotator_id": [f"a{i}" for i in annotators], "logratio_diff": np.where(chosen, utility, -utility)}
+    (folder / "judged").mkdir()
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / "judged" / "pairs.parquet")
+    options = Namespace(
+        table=folder / "judged" / "pairs.parquet", annotator=None, no_annotator=not with_annotators,
+        family="lognormal", weights=None, level=0.95, out=folder / "heterogeneity", overwrite=False,
+    )  # fmt: skip
+    measure_strength(options)

@@ -14,9 +14,19 @@ from safetensors.torch import save_file
 
 from mixlogit_align.alignment.config import AlignmentConfig, StageConfig
 from mixlogit_align.alignment.data.config import SimulatedData
+from mixlogit_align.econometrics import heterogeneity_command
 from mixlogit_align.errors import InvalidInputError
 from mixlogit_align.report import read_evidence
-from mixlogit_align.report.files import EVALUATION, FITTED, GAINS, WINRATE, labels, read_recovery, read_run
+from mixlogit_align.report.files import (
+    EVALUATION,
+    FITTED,
+    GAINS,
+    HETEROGENEITY,
+    WINRATE,
+    labels,
+    read_recovery,
+    read_run,
+)
 
 from .conftest import DATA, losses, recovery_row, write_preference_run, write_recovery, write_run
 
@@ -104,6 +114,10 @@ def test_results_of_measurements_are_read(tmp_path: Path) -> None:
     evaluation, gains, winrate, fitted = contents.values()
     assert (run.evaluation, run.heterogeneity, run.annotators) == (evaluation, fitted, {"mean": [0.5]})
     assert (run.gains, run.winrates) == ({"dpo": gains}, {"winrate-sft": winrate})
+
+
+def test_the_folder_of_fits_is_that_of_the_command() -> None:
+    assert HETEROGENEITY == heterogeneity_command.FOLDER
 
 
 def test_nothing_measured_is_nothing(tmp_path: Path) -> None:

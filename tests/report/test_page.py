@@ -18,7 +18,7 @@ from mixlogit_align.report import build_page, read_evidence, write_report
 from mixlogit_align.report import page as page_module
 
 from .conftest import DATA, STRENGTHS, losses, recovery_row, write_preference_run, write_recovery, write_run
-from .measures import IDENTIFICATION, write_evaluation, write_heterogeneity, write_winrate
+from .measures import write_evaluation, write_heterogeneity, write_winrate
 from .test_files import SFT
 
 VOID = {"meta", "br", "link", "img", "input", "hr", "path", "use"}
@@ -299,10 +299,10 @@ def test_every_subgroup_is_there_and_small_ones_stand_apart(measured_page: str) 
         "240 pairs, standard errors over 60 clusters by annotator, 95% intervals.",
         "MixDPO gamma over DPO",
         "of a level adjusted over 2 levels (Holm)",
-        f"What is identified. {IDENTIFICATION}",
-        "12 ties say nothing of the strength",
-        "scale 0.6 (0.11)",  # a fitted parameter
-        "half chi-squared with 1 degree of freedom, half 0",
+        "What is identified. A spread of strengths between annotators is identified",
+        "is no measure of how people differ",
+        "480 comparisons of 60 annotators, family lognormal",
+        "0.5 chi2(0) + 0.5 chi2(1)",
         "against the <opponent>",
         "judge & co",
         "80.0 (6.4)",  # a win rate
@@ -333,13 +333,16 @@ def test_figures_of_measurements_are_there(measured_page: str) -> None:
     assert len(re.findall(r' id="[^"]*profile-[^"]*"', measured_page)) > 0
 
 
-def test_without_annotators_there_is_one_fit_less_and_no_test(tmp_path: Path) -> None:
+def test_without_annotators_there_is_one_fit_less(tmp_path: Path) -> None:
     folder = write_preference_run(tmp_path / "a", "DPO")
     write_heterogeneity(folder, with_annotators=False)
     page = build_page(read_evidence([folder]))
-    assert cells_of(page, "a fresh strength for each comparison")[0] == "-399.50"
-    assert "one strength for each annotator" not in page
-    assert "Likelihood-ratio tests" not in page
+    found = json.loads((folder / "heterogeneity" / "heterogeneity.json").read_text())["fits"]["comparison"]
+    cells = cells_of(page, "a fresh strength for each comparison")
+    assert cells[0] == f"{found['mean']:.3g} ({found['std_errors']['mean']:.2g})"
+    assert cells[3].startswith("0 to ")
+    assert '<th scope="row">one strength for each annotator' not in page
+    assert "How people differ is NOT identified: there are no annotator ids." in page
 
 
 def test_a_page_of_one_run_is_called_by_its_name(measured: Path) -> None:

@@ -10,9 +10,6 @@ from mixlogit_align.report.files import Run
 
 # Fits with a distribution of strength, by their name in heterogeneity.json.
 WORDS = {"comparison": "a fresh strength for each comparison", "annotator": "one strength for each annotator"}
-# Half the 95 % quantile of chi-squared with one degree of freedom: what lies above it is in the profile interval.
-DROP = 1.92
-AXES = {"cv": "cv (sd / mean) of strength", "sd": "sd of strength"}
 
 
 def heterogeneity_figure(run: Run, label: str | None = None) -> Figure | None:
@@ -31,73 +28,65 @@ def heterogeneity_figure(run: Run, label: str | None = None) -> Figure | None:
     name = f"heterogeneity-{slug(label or run.name)}"
     styles = lines_only(styles_of(list(WORDS)))
     panels = []
-    if profiles := {kind: values for kind, values in (found["profile"] or {}).get("loglik", {}).items() if values}:
-        panels.append(Panel(f"{name}-profile", "how far the data hold the spread", _profile(found, profiles, styles)))
-    if fits := {kind: fit for kind in WORDS if (fit := found["fits"].get(kind)) is not None}:
-        panels.append(Panel(f"{name}-density", "fitted densities", _densities(found["family"], fits, styles)))
+    profiles, densities = found["profile"], found["density"]
+    if profiles is not None:
+        panels.append(Panel(f"{name}-profile", "how far the data hold the spread", _profile(found, styles)))
+    if densities:
+        panels.append(Panel(f"{name}-density", "fitted densities", _densities(densities, styles)))
     if run.annotators is not None:
         panels.append(Panel(f"{name}-annotators", "strength of each annotator", _annotators(run.annotators, styles)))
     if not panels:
         return None
-    shown = [kind for kind in WORDS if kind in fits or kind in profiles]
+    shown = [kind for kind in WORDS if found["fits"].get(kind) is not None]
     return Figure(
         name,
         f"What the choices say of the strength: {label or run.name}",
         panels,
-        [Key(WORDS[kind], styles[kind]) for kind in shown] + [Key("bound of the 95 % interval; one strength", TRUTH)],
+        [
+            *(Key(WORDS[kind], styles[kind]) for kind in shown),
+            *([Key(f"bound of the {profiles['level']:.0%} interval", TRUTH)] if profiles is not None else []),
+        ],
         "Profile: the log-likelihood, below its maximum, with the spread held at each value and the mean fitted anew. "
         "A curve that hardly falls says that the data do not tell the spread; what lies above the dashed line is in "
-        "its 95 % interval. With a fresh strength for each comparison the curve tells the shape of the log-ratios, "
+        "its interval. With a fresh strength for each comparison the curve tells the shape of the log-ratios, "
         "which a policy can bend, not how people differ. Means of single annotators, given their choices, lie closer "
         "together than the annotators do: who made few choices is drawn to the common mean.",
     )
 
 
-def _profile(found: Mapping[str, Any], profiles: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
-    axis = next(name for name in AXES if name in found["profile"])
+def _profile(found: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
+    from scipy.stats import chi2
+
+    profile = found["profile"]
+    drop = float(chi2.ppf(profile["level"], 1)) / 2
+    widest = max(found["fits"][kind]["cv"] or 0.0 for kind in profile["loglik"])
 
     def draw(axes: Any) -> None:
         lowest = 0.0
-        for kind, values in profiles.items():
-            points = [(x, y) for x, y in zip(found["profile"][axis], values, strict=True) if y is not None]
+        for kind, values in profile["loglik"].items():
+            points = [(x, y) for x, y in zip(profile["cv"], values, strict=True) if y is not None]
             highest = max(y for _, y in points)
             below = [y - highest for _, y in points]
             lowest = min(lowest, *below)
             axes.plot([x for x, _ in points], below, **styles[kind])
-        axes.axhline(-DROP, **TRUTH)
-        axes.set_ylim(max(lowest * 1.05, -12.0) if lowest < -DROP else -2 * DROP, 0.3)
-        axes.set_xlim(0, None)
-        axes.set_xlabel(AXES[axis])
+        axes.axhline(-drop, **TRUTH)
+        axes.set_ylim(max(1.05 * lowest, -4 * drop) if lowest < -drop else -1.5 * drop, 0.15)
+        axes.set_xlim(0, min(max(2.5, 2.5 * widest), profile["cv"][-1]))
+        axes.set_xlabel("cv (sd / mean) of strength")
         axes.set_ylabel("log-likelihood below its maximum")
 
     return draw
 
 
-def _densities(family: str, fits: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
-    import torch
-
-    from mixlogit_align.distributions import LearnableMixing
-
-    curves, spikes = {}, {}
-    top = max(fit["mean"] + 3 * fit["sd"] for fit in fits.values())
-    for kind, fit in fits.items():
-        if fit["sd"] <= 1e-3 * fit["mean"]:
-            spikes[kind] = fit["mean"]
-            continue
-        with torch.no_grad():
-            mixing = LearnableMixing.from_mean_cv(family, mean=fit["mean"], cv=fit["sd"] / fit["mean"])()
-            grid = torch.linspace(top / 400, top, 400)
-            curves[kind] = (grid.tolist(), mixing.log_prob(grid).exp().tolist())
+def _densities(densities: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
+    grid = densities["strength"]
 
     def draw(axes: Any) -> None:
-        for kind, (x, y) in curves.items():
-            axes.plot(x, y, **styles[kind])
-        for kind, at in spikes.items():
-            axes.axvline(at, **styles[kind])
-        # a density that grows without bound at 0 leaves room for the others
-        inside = [value for x, y in curves.values() for at, value in zip(x, y, strict=True) if at > 0.02 * top]
-        axes.set_ylim(0, 1.1 * max(inside) if inside else None)
-        axes.set_xlim(0, top)
+        for kind in WORDS:
+            if kind in densities:
+                axes.plot(grid, densities[kind], **styles[kind])
+        axes.set_ylim(0, None)
+        axes.set_xlim(0, grid[-1])
         axes.set_xlabel("strength")
         axes.set_ylabel("density")
 
