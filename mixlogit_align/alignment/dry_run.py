@@ -89,6 +89,8 @@ class DryRun:
         Where the two steps ran and the rate was measured, where the run itself would, and in which type.
     length : int
         Tokens of every sequence that is counted.
+    compiled : bool
+        Whether the small model's blocks were.
     tried : mapping
         Stage -> held-out loss before and after two steps of the small model.
     seconds : float
@@ -108,6 +110,7 @@ class DryRun:
     wanted: str
     precision: str
     length: int
+    compiled: bool
     tried: Mapping[str, tuple[float, float]]
     seconds: float
     stages: Mapping[str, StageEstimate]
@@ -143,7 +146,8 @@ class DryRun:
                 f"dry run of {self.name}",
                 f"  policy       {self.parameters:,} parameters: {self.model}",
                 f"  rows         {self.data}",
-                f"  two steps    {tried}; a small model of the same class on {self.where}, {self.seconds:.0f} s",
+                f"  two steps    {tried}; a small model of the same class on {self.where}"
+                f"{', its blocks compiled' if self.compiled else ''}, {self.seconds:.0f} s",
                 "",
                 f"memory, estimated for {self.processes} process{'es' if self.processes > 1 else ''}, "
                 f"sequences of {self.length} tokens, {self.precision}",
@@ -234,6 +238,7 @@ def dry_run(config: AlignmentConfig, *, processes: int = 1) -> DryRun:
         wanted=config.device,
         precision=precision,
         length=config.tokenization.max_length,
+        compiled=config.compile,
         tried=tried,
         seconds=seconds,
         stages=estimates,

@@ -25,7 +25,7 @@ from mixlogit_align.report.files import Run
 
 NONE = "–"
 # Settings that say where and how fast a run was made, and what draws it is; not what it is.
-APART = ("out", "name", "seed", "device", "checkpoint", "tracking", "activation_checkpointing")
+APART = ("out", "name", "seed", "device", "checkpoint", "tracking", "activation_checkpointing", "compile")
 LOSSES = {"dpo": "DPO", "ipo": "IPO", "kto": "KTO", "simpo": "SimPO"}
 FAMILIES = {"lognormal": "LogNormal", "gamma": "Gamma", "point": "DPO"}
 
