@@ -67,6 +67,21 @@ a complete configuration:
 """
 
 
+REPORT = """\
+RUN is the folder of a run, finished or not, of a demonstration, or one that holds several. The verdict comes first:
+did held-out losses fall, are gains over other runs and win rates above chance, were there alarms. What evaluate,
+winrate and strength have written in a run's folder is shown. The page needs no network, and is below 5 MB."""
+
+REPORT_EXAMPLES = """examples:
+  mixlogit-align report runs/gamma                     writes runs/gamma/report.html
+  mixlogit-align report runs/dpo runs/gamma --out both.html
+  mixlogit-align report runs --figures figures         also every figure and table as a file of its own
+
+exit status: 0 done, no check failed (some may be open); 1 a check failed: a run, its held-out loss, or a run that is
+below what it was held against; 2 no run there, damaged files, or a page that cannot be written
+"""
+
+
 EXAMPLE_CONFIG = """\
 out: runs/first                   # the run folder
 name: first
@@ -299,7 +314,8 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     report = command(
         "report",
         "write one self-contained HTML page about runs",
-        "RUN is the folder of a run, of a demonstration, or one that holds several. The page needs no network.",
+        REPORT,
+        REPORT_EXAMPLES,
     )
     report.add_argument("runs", metavar="RUN", nargs="+", type=Path)
     report.add_argument(

@@ -128,7 +128,8 @@ def _computed(run: Run) -> list[str]:
     if run.processes is None:
         return []
     processes = "1 process" if run.processes == 1 else f"{run.processes} processes, the policy sharded over them"
-    return [f"{processes} on {run.config.device}, {run.precision}"]
+    compiled = ", transformer blocks compiled" if run.config.compile else ""
+    return [f"{processes} on {run.config.device}, {run.precision}{compiled}"]
 
 
 TOPICS: dict[str, Callable[[Run], list[str]]] = {

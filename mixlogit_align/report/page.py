@@ -288,7 +288,8 @@ def _fitted(run: Run, name: str) -> str:
     if found is None:
         return ""
     return (
-        f"<h3>{escape(name)}: fitted to its held-out log-ratios</h3>{fitted.identification(found)}"
+        f"<h3>{escape(name)}: fitted to its{' held-out' if found.get('held_out') else ''} log-ratios</h3>"
+        f"{fitted.identification(found)}"
         f"{fitted.fits_table(found)}{fitted.tests_table(found)}{_figure(heterogeneity_figure(run, name))}"
     )
 
