@@ -54,7 +54,7 @@ def results_table(runs: Sequence[Run], *, rate: str | None = None, name: str = "
             explain(
                 "rate",
                 got=repr(rate),
-                expected=f"one of {', '.join(repr(setting.rate) for setting in settings_of(runs))}",
+                expected=f"one of {', '.join(dict.fromkeys(repr(setting.rate) for setting in settings_of(runs)))}",
                 hint="a learning rate of the runs, or none for all",
             )
         )

@@ -38,8 +38,13 @@ def drawings(evidence: Evidence) -> list[figures.Figure]:
     return made
 
 
-def test_svg_is_well_formed_and_follows_the_theme(demonstration: Path) -> None:
-    made = drawings(read_evidence([demonstration]))
+@pytest.fixture(scope="module")
+def made(demonstration: Path) -> list[figures.Figure]:
+    """Drawn once."""
+    return drawings(read_evidence([demonstration]))
+
+
+def test_svg_is_well_formed_and_follows_the_theme(made: list[figures.Figure]) -> None:
     assert len(made) == 2 + 1 + 2 * 5
     svgs = [panel.svg for figure in made for panel in figure.panels] + [key.svg for f in made for key in f.keys]
     trees = [ElementTree.fromstring(svg) for svg in svgs]
@@ -54,8 +59,7 @@ def test_svg_is_well_formed_and_follows_the_theme(demonstration: Path) -> None:
     assert set(references) <= set(re.findall(r' id="([^"]+)"', joined))
 
 
-def test_ids_are_unique_over_the_panels(demonstration: Path) -> None:
-    made = drawings(read_evidence([demonstration]))
+def test_ids_are_unique_over_the_panels(made: list[figures.Figure]) -> None:
     worlds = [figure for figure in made if figure.name != "weights"]  # drawn once on a page
     ids = [name for f in worlds for panel in f.panels for name in re.findall(r' id="([^"]+)"', panel.svg)]
     assert len(ids) == len(set(ids))
