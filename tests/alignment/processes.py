@@ -70,7 +70,7 @@ def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float
     Exception
         What the first rank to fail raised; notes hold its traceback, and what others raised before they were stopped.
     ProcessDied
-        When it ended without an answer; with its stack where its time was up.
+        When it ended without an answer; with its stack where its time was up, or it met a fatal error.
     """
     return _run(range(size), size, function, args, seconds)
 
@@ -134,6 +134,7 @@ def _answer(
 ) -> None:
     torch.set_num_threads(threads)
     with stack.open("w") as file:
+        faulthandler.enable(file)
         faulthandler.dump_traceback_later(seconds, exit=True, file=file)
         try:
             with warnings.catch_warnings():
@@ -148,6 +149,7 @@ def _answer(
             answer = pickle.dumps((False, _portable(error)))
         sender.send_bytes(answer)
         faulthandler.cancel_dump_traceback_later()
+        faulthandler.disable()
 
 
 def _portable(error: BaseException) -> BaseException:

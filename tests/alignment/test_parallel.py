@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from torch import nn
 from mixlogit_align.alignment.parallel import World, join, recompute_activations, resolved, transformer_blocks
 from mixlogit_align.errors import InvalidInputError, MixlogitError
 
-from .processes import on_ranks
+from .processes import ProcessDied, apart, on_ranks
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -66,6 +67,15 @@ with join("cpu", "bfloat16"):
 def test_a_process_with_a_group_comes_to_its_end():
     ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def fall() -> None:
+    os.abort()
+
+
+def test_a_process_that_is_aborted_says_where():
+    with pytest.raises(ProcessDied, match=r"(?s)signal 6 .* in fall"):
+        apart(fall)
 
 
 def test_alone_there_is_nothing_to_wait_for():
