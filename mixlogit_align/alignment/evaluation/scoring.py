@@ -152,9 +152,9 @@ def with_strength(table: PairTable, strength: Any, integration: Any = None) -> P
         raise InvalidInputError(
             explain(table.name, got="no logratio_diff", expected="log-ratios to a reference", hint="a reference")
         )
-    delta = torch.from_numpy(table.logratio_diff)
+    delta = torch.tensor(table.logratio_diff)  # a copy: columns of a file are read-only
     nothing = torch.zeros_like(delta)
-    ids = torch.from_numpy(table.pair_ids)
+    ids = torch.tensor(table.pair_ids)
     loss = mixdpo_loss(delta, nothing, nothing, nothing, mixing=strength, integration=integration, step=0, pair_ids=ids)
     return dataclasses.replace(table, **_judged(loss))
 
