@@ -1,11 +1,16 @@
 """What the paper at small scale measures of its runs: the package's own evaluation, win rates, intervals over seeds.
 
-A win rate without a judge. Each policy answers a held-out pair by drawing one of its two responses in proportion to
-their probabilities, and the annotator's vote decides: a draw of the same response by both is a tie. With p and q the
-probabilities that the policy and its opponent draw the chosen response, the expected preference for the policy is
+A win rate without a judge. Each policy answers a held-out pair by drawing one of its two responses, and the annotator's
+vote decides: a draw of the same response by both is a tie. With p and q the probabilities that the policy and its
+opponent draw the chosen response, the expected preference for the policy is
 ``p (1 - q) + (p q + (1 - p)(1 - q)) / 2 = 1/2 + (p - q) / 2``; nothing is sampled. Where the truth is known, the
 probability P that a judge prefers the chosen response stands for the vote: ``1/2 + (p - q)(2 P - 1) / 2``. It is no
 judged generation: neither policy writes anything of its own.
+
+A policy draws in one of two ways. By resampling: the two responses are taken as what the SFT policy came up with, which
+draws either half of the time, and the policy in proportion to its probability over the SFT policy's, so that p is
+``sigma(logratio_diff)``. Or by its own probabilities alone, ``sigma(log pi(chosen) - log pi(rejected))``: of responses
+of many tokens that is nearly always the shorter, whatever was learned.
 """
 
 # N pairs, S seeds, K levels of an attribute.
@@ -55,8 +60,11 @@ METRICS = ("margin/sum", "accuracy", "loglik")
 SHOWS, SHOWS_NOT, UNKNOWN = "shows", "does not show", "cannot be told"
 
 
-def draws(table: PairTable) -> tuple[Vector, Vector]:
-    """(N,) probabilities that the policy and its reference draw the chosen response of a pair."""
+def draws(table: PairTable, *, resampled: bool) -> tuple[Vector, Vector]:
+    """(N,) probabilities that the policy and its reference draw the chosen response of a pair, see above."""
+    assert table.logratio_diff is not None
+    if resampled:
+        return expit(table.logratio_diff), np.full(len(table), 0.5)
     assert table.policy_chosen is not None
     assert table.policy_rejected is not None
     assert table.reference_chosen is not None
@@ -64,7 +72,7 @@ def draws(table: PairTable) -> tuple[Vector, Vector]:
     return expit(table.policy_chosen - table.policy_rejected), expit(table.reference_chosen - table.reference_rejected)
 
 
-def preferences(table: PairTable, prefers_chosen: Vector | None = None) -> Preferences:
+def preferences(table: PairTable, prefers_chosen: Vector | None = None, *, resampled: bool = True) -> Preferences:
     """The policy against its reference, pair by pair, with expected lengths in tokens.
 
     Parameters
@@ -73,10 +81,12 @@ def preferences(table: PairTable, prefers_chosen: Vector | None = None) -> Prefe
         With the log-probabilities of both, and lengths.
     prefers_chosen : array, shape (N,), optional
         Probability that the judge prefers the chosen response; 1, the vote itself, where not given.
+    resampled : bool
+        How both draw.
     """
     assert table.chosen_tokens is not None
     assert table.rejected_tokens is not None
-    p, q = draws(table)
+    p, q = draws(table, resampled=resampled)
     sign = 1.0 if prefers_chosen is None else 2.0 * prefers_chosen - 1.0
     chosen, rejected = table.chosen_tokens, table.rejected_tokens
     return Preferences(
@@ -89,37 +99,37 @@ def preferences(table: PairTable, prefers_chosen: Vector | None = None) -> Prefe
     )
 
 
-def win_rates(table: PairTable, prefers_chosen: Vector | None = None) -> tuple[float, float]:
-    """Win rate and length-controlled win rate against the reference, in percent.
+def win_rate(table: PairTable, prefers_chosen: Vector | None = None, *, resampled: bool = True) -> float:
+    """Win rate against the reference, in percent."""
+    return 100.0 * float(preferences(table, prefers_chosen, resampled=resampled).values.mean())
 
-    The second is AlpacaEval's, in its minimal form (`fit_length_control`) without penalty: expected lengths are those
-    of the draws.
+
+def controlled_win_rate(table: PairTable) -> float:
+    """AlpacaEval's length-controlled win rate by resampled draws, in percent; their expected lengths are in tokens.
+
+    In its minimal form, see `fit_length_control`, without penalty. Where both responses of every pair are equally long
+    there is nothing to control: it is the win rate.
     """
-    found = preferences(table, prefers_chosen)
-    controlled = fit_length_control(found, inverse_penalty=UNPENALISED)
-    return 100.0 * float(found.values.mean()), controlled.percent
+    assert table.chosen_tokens is not None
+    if np.array_equal(table.chosen_tokens, np.asarray(table.rejected_tokens)):
+        return win_rate(table)
+    return fit_length_control(preferences(table), inverse_penalty=UNPENALISED).percent
 
 
 def best_win_rate(table: PairTable, prefers_chosen: Vector | None = None) -> float:
-    """What a policy would reach that always draws the better response, in percent.
+    """What a policy would reach that always draws the better response, against resampled draws, in percent.
 
     Better is what most held-out votes on a pair prefer (ties: either), which are then also the judges; where the
     truth is known, what it prefers.
     """
-    _, q = draws(table)
     if prefers_chosen is not None:
-        gain = np.where(prefers_chosen >= 0.5, 1.0 - q, -q) * (2.0 * prefers_chosen - 1.0)
-        return 100.0 * (0.5 + float(gain.mean()) / 2.0)
+        return 100.0 * (0.5 + float(np.abs(2.0 * prefers_chosen - 1.0).mean()) / 4.0)
     assert table.items is not None
     assert table.chosen_first is not None
-    votes = Counter(zip(table.items, table.chosen_first.tolist(), strict=True))
-    majority = np.array(
-        [
-            0.5 + 0.5 * np.sign(votes[item, first] - votes[item, not first])
-            for item, first in zip(table.items, table.chosen_first.tolist(), strict=True)
-        ]
-    )
-    return 100.0 * (0.5 + float((majority - q).mean()) / 2.0)
+    shown = list(zip(table.items, table.chosen_first.tolist(), strict=True))
+    votes = Counter(shown)
+    lead = [np.sign(votes[item, first] - votes[item, not first]) for item, first in shown]
+    return 100.0 * (0.5 + float(np.mean(lead)) / 4.0)
 
 
 def excess_variance(means: Sequence[float], errors: Sequence[float]) -> float:
@@ -168,8 +178,9 @@ class Measured:
     evaluation : Evaluation
     gains : Gains or None
         Over DPO; None of DPO.
-    win, controlled, best : float
-        Win rates against the SFT policy by held-out votes, percent; see `_small_scale_measures`.
+    win, controlled, own_win, best : float
+        Win rates against the SFT policy by held-out votes, percent: by resampled draws, plain and length-controlled; by
+        draws from own probabilities; and the best possible one.
     true_win, true_best : float or None
         The same by the true probabilities, where they are known.
     """
@@ -180,6 +191,7 @@ class Measured:
     gains: Gains | None
     win: float
     controlled: float
+    own_win: float
     best: float
     true_win: float | None
     true_best: float | None
@@ -220,17 +232,17 @@ def measure(runs: Path, key: Key) -> Measured:
     found = evaluate_run(folder, dpo, metrics=METRICS)
     run = read_run(folder)
     table = with_strength(run_pairs(folder), read_strength(folder / "strength.json"))
-    win, controlled = win_rates(table)
     true_win = true_best = None
     if data in TRUE_CV:
         truth = _data(folder_of(runs, data, "SFT", seed) / "config.yaml").truth
         assert truth is not None
         utility_diff = torch.tensor([truth.utility_diff[pair] for pair in table.pair_ids.tolist()], dtype=torch.float64)
         prefers_chosen = MixedLogit(utility_diff, truth.mixing()).log_prob(torch.ones_like(utility_diff)).exp().numpy()
-        true_win, true_best = win_rates(table, prefers_chosen)[0], best_win_rate(table, prefers_chosen)
+        true_win, true_best = win_rate(table, prefers_chosen), best_win_rate(table, prefers_chosen)
     return Measured(
-        run=run, table=table, evaluation=found.evaluation, gains=found.gains, win=win, controlled=controlled,
-        best=best_win_rate(table), true_win=true_win, true_best=true_best,
+        run=run, table=table, evaluation=found.evaluation, gains=found.gains, win=win_rate(table),
+        controlled=controlled_win_rate(table), own_win=win_rate(table, resampled=False), best=best_win_rate(table),
+        true_win=true_win, true_best=true_best,
     )  # fmt: skip
 
 

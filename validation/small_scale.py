@@ -16,12 +16,14 @@ import argparse
 import math
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import joblib
 from _report import REPORTS, ROOT, Report, data_folder
 from _small_scale_claims import (
     PEOPLE,
@@ -58,6 +60,8 @@ from _small_scale_runs import (
 from mixlogit_align.alignment.config import OptimConfig
 from mixlogit_align.alignment.evaluation import Estimate
 from mixlogit_align.alignment.strength import constant_gradient_drift
+from mixlogit_align.econometrics import strength_heterogeneity
+from mixlogit_align.errors import ConvergenceError
 from mixlogit_align.report.figures import gains_figure, runtime_figure, subgroup_margins_figure, variance_figure
 from mixlogit_align.report.figures.runtime import relative_seconds
 from mixlogit_align.report.figures.trajectories import allowed
@@ -103,11 +107,14 @@ def show_aggregate(report: Report, study: Study, seeds: Sequence[int]) -> None:
     report.section(
         "Aggregate performance (the paper's Tables 1 and 2)",
         "Means over seeds with Student's 95 % intervals; * where the interval of the difference from DPO on the same "
-        "seeds leaves out 0. The win rate is of a policy that answers each held-out pair with one of its two "
-        "responses, drawn in proportion to their probabilities, against the SFT policy doing the same; the annotator's "
-        "vote decides (in expectation, nothing is sampled). It is no judged generation. Length-controlled is "
-        "AlpacaEval's GLM in its minimal form on expected lengths. The best possible rate is of a policy that always "
-        "gives what most held-out votes on a pair prefer (on HH, where a pair has one vote, that vote), or the truth.",
+        "seeds leaves out 0. Win rates are against the SFT policy, by held-out pairs: each policy answers with one of "
+        "the two responses, and the annotator's vote decides (in expectation, nothing is sampled). They are no judged "
+        "generation. By default the responses count as what the SFT policy came up with: it draws either half of the "
+        "time, and the policy in proportion to its probability over the SFT policy's. By own probabilities, both draw "
+        "in proportion to these; where responses have many tokens, both then nearly always draw the shorter. "
+        "Length-controlled is AlpacaEval's GLM in its minimal form on the draws' expected lengths. The best possible "
+        "rate is of a policy that always draws what most held-out votes on a pair prefer, or the truth; on HH, where a "
+        "pair has one vote, nobody could reach it.",
     )
     for data in DATA:
         rows = []
@@ -123,16 +130,18 @@ def show_aggregate(report: Report, study: Study, seeds: Sequence[int]) -> None:
             row = [
                 method, cell(lambda x: x.mean("margin/sum").value, ".2f"),
                 cell(lambda x: 100 * x.mean("accuracy").value, ".1f"), cell(lambda x: x.loglik, ".4f"),
-                cell(lambda x: x.win, ".2f"), cell(lambda x: x.controlled, ".2f"),
+                cell(lambda x: x.win, ".2f"), cell(lambda x: x.controlled, ".2f"), cell(lambda x: x.own_win, ".2f"),
                 f"{statistics.fmean(x.best for x in own):.1f}",
             ]  # fmt: skip
             if data in TRUE_CV:
                 row += [cell(lambda x: x.true_win or math.nan, ".2f"),
                         f"{statistics.fmean(x.true_best or math.nan for x in own):.1f}"]  # fmt: skip
             rows.append(row)
-        head = ["method", "margin, nats", "accuracy, %", "log P(chosen), nats", "win rate, %", "length-controlled, %",
-                "best possible, %"]  # fmt: skip
-        head += ["win rate by the truth, %", "best possible, %"] if data in TRUE_CV else []
+        head = [
+            "method", "margin, nats", "accuracy, %", "log P(chosen), nats", "win rate, %", "length-controlled, %",
+            "by own probabilities, %", "best possible, %",
+            *(["win rate by the truth, %", "best possible, %"] if data in TRUE_CV else []),
+        ]  # fmt: skip
         report.table(f"aggregate, {data}", f"{data}: held-out pairs", head, rows)
 
 
@@ -195,6 +204,55 @@ def show_strength(report: Report, study: Study, seeds: Sequence[int]) -> None:
         ["method", "data", "variance at the start", "at the end", "allowed by the rate", "cv", "mean",
          "share of the drift used", "true cv"], rows,
     )  # fmt: skip
+
+
+def show_heterogeneity(report: Report, study: Study, seeds: Sequence[int]) -> None:
+    """What the held-out log-ratios of DPO say of heterogeneity, by comparison and by person."""
+    import pandas as pd
+
+    report.section(
+        "Heterogeneity as `mixlogit-align strength` fits it",
+        "On held-out log-ratio differences of DPO's policies, one strength for all against a fresh one for each "
+        "comparison (what MixDPO's loss assumes) and against one for each person. The mean is in the unit of the "
+        "policy's log-ratios. Only a spread between people, who judge repeatedly, is heterogeneity of people; a spread "
+        "between comparisons also mends the shape of the policy's log-ratios. p: of the likelihood ratio, one half of "
+        "a chi-square's tail since no spread is a boundary.",
+    )
+    rows = []
+    for data in DATA:
+        for seed in seeds:
+            table = study[data, "DPO", seed].table
+            frame = pd.DataFrame({"logratio_diff": table.logratio_diff, "annotator_id": table.annotator_ids})
+            known = "annotator_id" if frame["annotator_id"].notna().any() else None
+            try:
+                found = strength_heterogeneity(frame, annotator=known, held_out=True)
+            except ConvergenceError:
+                rows.append([data, seed, len(table), "", "no positive strength is most likely", "", "", "", ""])
+                continue
+            pvalues = {test.alternative: test.p for test in found.tests if test.null == "fixed"}
+            row: list[Any] = [data, seed, found.rows, found.annotators or "unknown"]
+            for kind in ("comparison", "annotator"):
+                fit = found.fits.get(kind)
+                if fit is None:
+                    row += ["", ""]
+                    continue
+                lower, upper = found.profile.interval[kind] if found.profile is not None else (math.nan, math.nan)
+                row += [f"{fit.cv:.2f} ({lower:.2f} to {upper:.2f})", f"{pvalues[kind]:.2g}"]
+            rows.append([*row, f"{TRUE_CV[data]:g}" if data in TRUE_CV else "unknown"])
+    report.table(
+        "heterogeneity", "cv of a LogNormal strength with its 95 % profile interval",
+        ["data", "seed", "pairs", "people", "cv between comparisons", "p", "cv between people", "p", "true cv"], rows,
+    )  # fmt: skip
+
+
+def show_alarms(report: Report, study: Study) -> None:
+    """What the runs noticed about themselves."""
+    found = Counter((data, alarm["name"]) for (data, _, _), x in study.items() for alarm in x.run.alarms)
+    runs = Counter(data for data, _, _ in study)
+    rows = [[data, name, f"{count} in {runs[data]} runs"] for (data, name), count in sorted(found.items())]
+    report.section("Alarms", "What the runs noticed about themselves." if rows else "No run raised one.")
+    if rows:
+        report.table("alarms", "Alarms", ["data", "alarm", "how often"], rows)
 
 
 def show_runtime(report: Report, study: Study) -> None:
@@ -306,7 +364,8 @@ def main() -> int:
     train_all(options.runs, sizes, options.jobs)
     if options.train_only:
         return 0
-    study = {key: measure(options.runs, key) for key in keys(sizes)}
+    measured = joblib.Parallel(n_jobs=options.jobs)(joblib.delayed(measure)(options.runs, key) for key in keys(sizes))
+    study: Study = dict(zip(keys(sizes), measured, strict=True))
     claims = [
         claim
         for make in (subgroup_claims, gain_claims, win_claims, strength_claims)
@@ -317,7 +376,9 @@ def main() -> int:
     show_aggregate(report, study, sizes.seeds)
     show_gains(report, study, sizes.seeds)
     show_strength(report, study, sizes.seeds)
+    show_heterogeneity(report, study, sizes.seeds)
     show_runtime(report, study)
+    show_alarms(report, study)
     figures(report, study, sizes.seeds, options.out)
     return report.finish(options.out)
 

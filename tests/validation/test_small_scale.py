@@ -27,28 +27,29 @@ def table(policy, reference, **columns):
     )
 
 
-def test_expected_win_rate_is_that_of_draws():
+@pytest.mark.parametrize("resampled", [True, False], ids=["resampled", "own probabilities"])
+def test_expected_win_rate_is_that_of_draws(resampled):
     """Against 200,000 draws of both policies and of the judge for each of four pairs: 4.5 standard errors, which one
     of the four leaves by chance in one of 36,000 seeds."""
-    pairs = table([2.0, -1.0, 0.5, 0.0], [0.3, 0.2, -0.7, 0.0])
+    logits, reference = np.array([2.0, -1.0, 0.5, 0.0]), np.array([0.3, 0.2, -0.7, 0.0])
     prefers_chosen = np.array([1.0, 0.8, 0.3, 0.9])
     rng, num = np.random.default_rng(0), 200_000
-    p, q = measures.draws(pairs)
-    ours, theirs = rng.random((num, 4)) < p, rng.random((num, 4)) < q
+    p, q = (logits - reference, np.zeros(4)) if resampled else (logits, reference)
+    ours, theirs = (rng.random((num, 4)) < 1 / (1 + np.exp(-x)) for x in (p, q))
     judged_for_chosen = rng.random((num, 4)) < prefers_chosen
     wins = np.where(ours == theirs, 0.5, np.where(ours == judged_for_chosen, 1.0, 0.0))
-    expected = measures.preferences(pairs, prefers_chosen).values
-    z = (wins.mean(0) - expected) / np.maximum(wins.std(0) / math.sqrt(num), 1e-12)
+    expected = measures.preferences(table(logits, reference), prefers_chosen, resampled=resampled).values
+    z = (wins.mean(0) - expected) / (wins.std(0) / math.sqrt(num))
     assert np.abs(z).max() < 4.5
 
 
-def test_a_policy_ties_with_itself():
-    values = measures.preferences(table([1.0, -2.0], [1.0, -2.0])).values
-    assert values.tolist() == [0.5, 0.5]
+@pytest.mark.parametrize("resampled", [True, False], ids=["resampled", "own probabilities"])
+def test_a_policy_ties_with_itself(resampled):
+    assert measures.preferences(table([1.0, -2.0], [1.0, -2.0]), resampled=resampled).values.tolist() == [0.5, 0.5]
 
 
 def test_best_win_rate_by_votes_and_by_truth():
-    """Three votes on one pair, two for the first response; the reference draws either half of the time."""
+    """Three votes on one pair, two for the first response."""
     pairs = table([0.0] * 3, [0.0] * 3, items=["a"] * 3, chosen_first=np.array([True, True, False]))
     # the majority's response wins 2/3 of the votes where the reference drew the other, which it did half of the time
     assert measures.best_win_rate(pairs) == pytest.approx(100 * (0.5 * 0.5 + 0.5 * 2 / 3), rel=1e-12)
@@ -56,9 +57,18 @@ def test_best_win_rate_by_votes_and_by_truth():
     assert measures.best_win_rate(pairs, np.array([0.9, 0.9, 0.1])) == pytest.approx(70.0, rel=1e-12)
 
 
+def test_it_is_what_always_drawing_the_majority_wins():
+    rng = np.random.default_rng(3)
+    items, first = rng.choice(list("abcdef"), 200).tolist(), rng.random(200) < 0.6
+    ahead = {item: np.mean([f for i, f in zip(items, first, strict=True) if i == item]) > 0.5 for item in set(items)}
+    sure = [60.0 if f == ahead[item] else -60.0 for item, f in zip(items, first, strict=True)]
+    pairs = table(sure, np.zeros(200), items=items, chosen_first=first)
+    assert measures.win_rate(pairs) == pytest.approx(measures.best_win_rate(pairs), rel=1e-12)
+
+
 def test_lengths_are_those_expected_of_draws():
     pairs = table([0.0, 50.0], [50.0, -50.0], chosen_tokens=np.array([4, 6]), rejected_tokens=np.array([8, 2]))
-    found = measures.preferences(pairs)
+    found = measures.preferences(pairs, resampled=False)
     assert found.model_lengths.tolist() == pytest.approx([6.0, 6.0], rel=1e-12)
     assert found.opponent_lengths.tolist() == pytest.approx([4.0, 2.0], rel=1e-12)
 
