@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from torch import nn
 
-from mixlogit_align.alignment import AlignmentConfig, NonFiniteLossError, run_alignment
+from mixlogit_align.alignment import AlignmentConfig, NonFiniteLossError, baseline_objectives, run_alignment
+from mixlogit_align.alignment.baseline_objectives import build_objective, mismatched
 from mixlogit_align.alignment.config import NewModel, OptimConfig, PreferenceConfig, StageConfig, TokenizationConfig
+from mixlogit_align.alignment.data import Comparison
+from mixlogit_align.alignment.data.batches import Collator, TokenizedComparison
 from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.loss_config import KTO, BetaDPO
+from mixlogit_align.alignment.strength import build_preference_loss
 
 # one step, after which no log-probability is a number
 BREAKS = {
@@ -45,3 +51,24 @@ def test_a_policy_that_broke_in_the_last_step_does_not_finish(tmp_path, stages, 
     (alarm,) = [alarm for alarm in told["alarms"] if alarm["name"] == "non_finite"]
     assert (told["status"], told["pair_ids"]) == ("failed", [6, 7, 8, 9])
     assert (alarm["stage"], alarm["step"]) == (*stages, 1)
+
+
+def test_responses_to_other_prompts_are_put_together_once_a_split(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        baseline_objectives, "mismatched", lambda rows, make=mismatched: asked.append(len(rows)) or make(rows)
+    )
+    config = PreferenceConfig(loss=KTO())
+    objective = build_objective(nn.Identity(), build_preference_loss(config), Collator(pad_id=0), config=config)
+    objective.logps = lambda model, rows: torch.zeros(len(rows), 2, dtype=torch.float64)
+    rows = [
+        TokenizedComparison(
+            comparison=Comparison(prompt=str(i), responses=("a", "b"), choice=0, pair_id=i, split="train"),
+            input_ids=([i, 7], [i, 8]),
+            prompt_length=1,
+        )
+        for i in range(3)
+    ]
+    objective.with_scores(rows, objective.scores(nn.Identity(), rows))
+    assert asked == [3]
+    assert all(row.reference_logps == (0.0, 0.0) for row in objective.mismatched.values())
