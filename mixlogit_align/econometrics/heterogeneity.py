@@ -65,6 +65,7 @@ def strength_heterogeneity(
     family: str = "lognormal",
     weights: str | None = None,
     level: float = 0.95,
+    profiled: bool = True,
     held_out: bool | None = None,
     progress: Progress = no_progress,
 ) -> StrengthHeterogeneity:
@@ -92,6 +93,8 @@ def strength_heterogeneity(
         Column of frequencies, as of :meth:`ChoiceData.from_logratios`; one value an annotator.
     level : float
         Of the intervals, between 0 and 1.
+    profiled : bool
+        False: no profile and no intervals, which take most of the time.
     held_out : bool, optional
         Whether the policy behind the log-ratios was not trained on these pairs, where that is known.
     progress : callable, optional
@@ -153,7 +156,8 @@ def strength_heterogeneity(
     data = {name: model.data for name, model in models.items()}
     profile = None
     try:
-        profile = _profile(data, estimates, family, fixed.params[VARIABLE], level, progress)
+        if profiled:
+            profile = _profile(data, estimates, family, fixed.params[VARIABLE], level, progress)
     except ConvergenceError as error:
         told.append(f"no profile: {error}")
     return StrengthHeterogeneity(
@@ -238,7 +242,7 @@ def _unused_weights(frame: pd.DataFrame, weights: str | None) -> list[str]:
 def _fit(model: MixedLogitModel, name: str, cov_type: str, told: list[str]) -> MixedLogitResult:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = model.fit(cov_type=cov_type)
+        result = model.fit(cov_type=cov_type, num_redraws=0)
     told += [f"{name}: {warning.message}" for warning in caught]
     return result
 

@@ -68,20 +68,25 @@ def _people(found: StrengthHeterogeneity) -> str:
         return f"How people differ is NOT told: one strength an annotator has no estimate to rely on ({fit.message})."
     if interval is None:
         return f"A cv of {fit.cv:.3g} between annotators; it rests on {rest}."
+    assert found.profile is not None
     low, high = interval
-    inside = f"{_level(found)} interval"
+    level = found.profile.level
+    inside = f"{level:.0%} interval"
     if low == 0.0 and math.isinf(high):
         return f"How people differ is NOT identified: the likelihood is flat, every cv is within the {inside} ({rest})."
-    if low == 0.0:
-        seen = "is the most likely" if fit.at_boundary else f"cannot be excluded (p {_p(found, 'annotator')})"
-        return (
-            f"That people differ is NOT established: no spread between annotators {seen}, and a cv above {high:.3g} is "
-            f"outside the {inside}; this rests on {rest}."
-        )
+    pvalue = _p(found, "annotator")
     to = "without an upper end" if math.isinf(high) else f"to {high:.3g}"
+    if pvalue >= 1.0 - level:
+        seen = (
+            "is the most likely" if fit.at_boundary else f"is not rejected (cv {fit.cv:.3g}, p {probability(pvalue)})"
+        )
+        return (
+            f"That people differ is NOT established: no spread between annotators {seen}; the {inside} of the cv goes "
+            f"from {low:.3g} {to}, and rests on {rest}."
+        )
     return (
         f"A spread of strengths between annotators is identified: cv {fit.cv:.3g}, {inside} from {low:.3g} {to}, "
-        f"p {_p(found, 'annotator')} for none; it rests on {rest}."
+        f"p {probability(pvalue)} for none; it rests on {rest}."
     )
 
 
@@ -117,10 +122,5 @@ def _interval(found: StrengthHeterogeneity, name: str) -> tuple[float, float] | 
     return None if found.profile is None else found.profile.interval[name]
 
 
-def _level(found: StrengthHeterogeneity) -> str:
-    assert found.profile is not None
-    return f"{found.profile.level:.0%}"
-
-
-def _p(found: StrengthHeterogeneity, alternative: str) -> str:
-    return next(probability(test.p) for test in found.tests if test.alternative == alternative)
+def _p(found: StrengthHeterogeneity, alternative: str) -> float:
+    return next(test.p for test in found.tests if test.alternative == alternative)

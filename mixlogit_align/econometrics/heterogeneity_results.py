@@ -137,7 +137,7 @@ class StrengthHeterogeneity:
         Of the fixed strength against the others. Those are not inside each other; they have two parameters each, so
         that AIC and BIC compare them as their log-likelihoods do.
     profile : StrengthProfile or None
-        None where a mean could not be found; ``warnings`` then says so.
+        None where it was not asked for, or a mean could not be found; ``warnings`` then says so.
     annotator_posteriors : pandas.DataFrame or None
         Columns annotator_id, comparisons, mean, sd: every known annotator's strength given its comparisons, at the
         estimates, whose own error is not counted. None without an annotator fit.
@@ -239,9 +239,9 @@ class StrengthHeterogeneity:
         if len(self.estimates) > 2:
             lines.append("one a comparison and one an annotator are not inside each other: compare AIC or BIC, no test")
         if self.ties:
-            lines.append(f"{self.ties} ties (a difference of 0), which tell nothing")
+            lines.append(f"ties: {self.ties} (a difference of 0 tells nothing)")
         if self.unknown:
-            lines.append(f"{self.unknown} comparisons of unknown annotators, each taken as somebody's only one")
+            lines.append(f"comparisons of unknown annotators: {self.unknown}, each taken as somebody's only one")
         return [*lines, *(f"warning: {told}" for told in self.warnings), *textwrap.wrap(self.identification, _WIDTH)]
 
 
