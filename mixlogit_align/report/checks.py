@@ -15,6 +15,8 @@ from mixlogit_align.report.measured import main_metric
 Z_BOUND = 4.5
 # A process that is killed leaves no word of it.
 STATES = {"running": "running, or killed"}
+# Runs that a line of the verdict tells one by one; of more it counts those that passed.
+FEW = 6
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,33 @@ def checks(evidence: Evidence) -> list[Check]:
     """
     named = list(zip(labels(evidence.runs), evidence.runs, strict=True))
     tuned = [run for run in evidence.runs if run.config.preference is None]
+    against: dict[str, list[Check]] = {}
+    for label, run in named:
+        for gains in run.gains.values():
+            against.setdefault(f"Gains over {gains['against']}", []).append(_gained(label, gains))
+    for label, run in named:
+        for judged in run.winrates.values():
+            against.setdefault(f"Win rates against {judged['opponent']}", []).append(_won(label, judged))
     return [
         *(check for recovery in evidence.recoveries for check in _recovered(recovery)),
         *([_trained(f"Supervised fine-tuning on {data_names(tuned)}", "sft", tuned)] if tuned else []),
         *(_trained(f"Aligned on {world}", "preference", runs) for world, runs in evidence.worlds.items()),
-        *(_gained(label, gains) for label, run in named for gains in run.gains.values()),
-        *(_won(label, judged) for label, run in named for judged in run.winrates.values()),
+        *(_together(what, found) for what, found in against.items()),
     ]
+
+
+def _together(what: str, found: Sequence[Check]) -> Check:
+    """Checks of several runs as one: what each says or, of more than a few, what those say that did not pass."""
+    outcomes = [check.passed for check in found]
+    passed = False if False in outcomes else None if None in outcomes else True
+    if len(found) <= FEW:
+        return Check(passed, f"{what}: {'; '.join(check.text for check in found)}.")
+    text = f"{what}: {outcomes.count(True)} of {len(found)} runs passed"
+    for outcome, word in ((False, "failed"), (None, "open")):
+        named = [check.text for check in found if check.passed is outcome]
+        more = f" and {len(named) - FEW} more" if len(named) > FEW else ""
+        text += f"; {word}: {'; '.join(named[:FEW])}{more}" if named else ""
+    return Check(passed, f"{text}.")
 
 
 def _recovered(recovery: Recovery) -> list[Check]:
@@ -79,18 +101,16 @@ def _recovered(recovery: Recovery) -> list[Check]:
 
 def _trained(what: str, stage: str, runs: Sequence[Run]) -> Check:
     """Every run finished, with a lower held-out loss than it began with; open where it hardly moved."""
-    outcomes, texts = [], []
-    for run in runs:
+    found = []
+    for label, run in zip(labels(runs), runs, strict=True):
         losses = run.series(stage, "eval", "loss")[1]
         outcome = {"finished": bool(losses) and losses[-1] < losses[0], "failed": False}.get(run.status)
         reached = f"{losses[0]:.4f} to {losses[-1]:.4f}" if losses else "not measured"
         aside = "" if run.status == "finished" else f" ({run.error or STATES.get(run.status, run.status)})"
         if outcome and stage == "preference" and losses[0] - losses[-1] < (least := _least_gain(run)):
             outcome, aside = None, f" (hardly moved: a fall below {least:.4f} may be chance)"
-        outcomes.append(outcome)
-        texts.append(f"{run.name} {reached}{aside}")
-    passed = False if False in outcomes else None if None in outcomes else True
-    return Check(passed, f"{what}, held-out loss: {'; '.join(texts)}.")
+        found.append(Check(outcome, f"{label} {reached}{aside}"))
+    return _together(f"{what}, held-out loss", found)
 
 
 def _gained(label: str, found: Mapping[str, Any]) -> Check:
@@ -100,22 +120,22 @@ def _gained(label: str, found: Mapping[str, Any]) -> Check:
     judged = [name for name in (metric, "loglik") if name in overall["estimates"]]
     sides = [_side(overall["estimates"][name], 0.0) for name in judged]
     contrary = (
-        "; the margin says one thing and the likelihood the opposite" if -sides[0] in sides[1:] and sides[0] else ""
+        " (the margin says one thing and the likelihood the opposite)" if -sides[0] in sides[1:] and sides[0] else ""
     )
     outcome = _outcome(sides)
     parts = [f"{name} {_estimate(overall['estimates'][name])}" for name in dict.fromkeys(judged)]
-    what = f"Gain of {label} over {found['against']} on {overall['num_pairs']:,} held-out pairs"
-    return Check(outcome, f"{what}: {', '.join(parts)}{contrary}.")
+    return Check(outcome, f"{label} {', '.join(parts)}{contrary} on {overall['num_pairs']:,} held-out pairs")
 
 
 def _won(label: str, found: Mapping[str, Any]) -> Check:
     """More than half of the prompts won, by the interval; open where the rate at equal lengths says the opposite."""
     estimates = [{**found["interval"], "value": found["win_rate"]["percent"]}]
-    text = f"{label} against {found['opponent']}, judged by {found['judge']}: wins {_percent(estimates[0])}"
+    text = f"{label} {_percent(estimates[0])}"
     if found["controlled"] is not None:
         estimates.append(found["controlled"])
         text += f", at equal lengths {_percent(found['controlled'])}"
-    return Check(_outcome([_side(estimate, 50.0) for estimate in estimates]), f"{text}.")
+    outcome = _outcome([_side(estimate, 50.0) for estimate in estimates])
+    return Check(outcome, f"{text}, judged by {found['judge']}")
 
 
 def _side(estimate: Mapping[str, Any], null: float) -> int:
@@ -132,6 +152,8 @@ def _outcome(sides: Sequence[int]) -> bool | None:
 
 
 def _estimate(found: Mapping[str, Any]) -> str:
+    if found["value"] is None:
+        return "unknown"
     interval = "no interval" if found["lower"] is None else f"{found['lower']:+.3g} to {found['upper']:+.3g}"
     return f"{found['value']:+.3g} ({interval})"
 

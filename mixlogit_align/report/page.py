@@ -24,6 +24,7 @@ from mixlogit_align.report.files import Evidence, Recovery, Run, data_names, lab
 
 TITLE = "Mixed logit: recovery and alignment"
 MOST_BYTES = 5_000_000  # what a mailbox takes and a phone opens at once
+MOST_SINGLE = 12  # runs of which each has a figure of its fits, of some 50 kB
 # What adds to a run's folder, and to the next page about it.
 MEASURES = {
     "evaluate": "margins with their standard errors, by subgroup, and with --against the gains over another run",
@@ -278,19 +279,24 @@ def _by_metric(runs: Sequence[Run], found: Sequence[Mapping[str, Any]]) -> dict[
 
 def _strength(world: str, runs: Sequence[Run], names: Sequence[str]) -> str:
     """What was fitted to the log-ratios, then what training learned; no spread is shown without what it is worth."""
-    parts = [_fitted(run, name) for run, name in zip(runs, names, strict=True)]
+    fitted_runs = [(run, name) for run, name in zip(runs, names, strict=True) if run.heterogeneity is not None]
+    single = len(fitted_runs) <= MOST_SINGLE
+    parts = [_fitted(run, name, drawn=single) for run, name in fitted_runs]
+    if not single:
+        parts.append(
+            f"<p>With more than {MOST_SINGLE} runs, their figures of these fits are on pages of fewer runs.</p>"
+        )
     drawn = [figures.strength_figure(world, runs), figures.trajectory_figure(world, runs)]
     return "".join([*parts, *map(_figure, drawn)])
 
 
-def _fitted(run: Run, name: str) -> str:
+def _fitted(run: Run, name: str, *, drawn: bool) -> str:
     found = run.heterogeneity
-    if found is None:
-        return ""
+    assert found is not None
     return (
         f"<h3>{escape(name)}: fitted to its{' held-out' if found.get('held_out') else ''} log-ratios</h3>"
-        f"{fitted.identification(found)}"
-        f"{fitted.fits_table(found)}{fitted.tests_table(found)}{_figure(heterogeneity_figure(run, name))}"
+        f"{fitted.identification(found)}{fitted.fits_table(found)}{fitted.tests_table(found)}"
+        f"{_figure(heterogeneity_figure(run, name) if drawn else None)}"
     )
 
 

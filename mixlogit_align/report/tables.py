@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from mixlogit_align.alignment.config import PreferenceConfig
-from mixlogit_align.report.files import Recovery, Run
+from mixlogit_align.report.files import Recovery, Run, labels
 
 NONE = "–"
 MANY = 8  # columns: more need smaller letters on a sheet of paper
@@ -77,7 +77,7 @@ def recovery_notes(recovery: Recovery) -> str:
 def methods_table(runs: Sequence[Run]) -> str:
     """Where every method ended on held-out pairs; beside the truth, where it is known."""
     columns = ["method", "integration", "loss", "accuracy", "reward margin", "strength mean", "strength cv", "seconds"]
-    rows = [_method_row(run) for run in runs]
+    rows = [_method_row(run, label) for run, label in zip(runs, labels(runs), strict=True)]
     caption = (
         "Held-out pairs, at the end of training. Strength mean: as it stands, in the unit of the run's log-ratios."
     )
@@ -98,12 +98,12 @@ def methods_table(runs: Sequence[Run]) -> str:
     return table(columns, rows, caption)
 
 
-def _method_row(run: Run) -> list[str]:
+def _method_row(run: Run, label: str) -> list[str]:
     preference = run.config.preference
     assert preference is not None
     shapes = {"loss": ".4f", "rewards/accuracies": ".1%", "rewards/margins": ".3f", "strength/mean": ".3f"}
     return [
-        escape(run.name),
+        escape(label),
         _integration(preference),
         *(number(run.final("preference", metric), shape) for metric, shape in shapes.items()),
         number(run.strength["cv"] if run.strength else None, ".2f"),

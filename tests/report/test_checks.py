@@ -115,7 +115,7 @@ def test_gain_over_another_run(tmp_path: Path, margin: tuple, loglik: tuple, exp
     (folder / "gains-over-sft.json").write_text(json.dumps(content))
     check = checks(read_evidence([folder]))[-1]
     assert check.passed is expected
-    assert check.text.startswith("Gain of DPO over SFT")
+    assert check.text.startswith("Gains over SFT: DPO ")
     assert words in check.text
 
 
@@ -126,8 +126,9 @@ def test_win_rate(tmp_path: Path, wins: float, expected: bool | None) -> None:
     write_winrate(folder, wins)
     check = checks(read_evidence([folder]))[-1]
     assert check.passed is expected
-    assert f"DPO against the <opponent>, judged by judge & co: wins {100 * wins:.1f} %" in check.text
+    assert check.text.startswith(f"Win rates against the <opponent>: DPO {100 * wins:.1f} %")
     assert "at equal lengths" in check.text
+    assert check.text.endswith("judged by judge & co.")
 
 
 def test_a_rate_that_falls_at_equal_lengths_is_open(tmp_path: Path) -> None:
@@ -148,3 +149,23 @@ def test_a_run_that_says_running_may_have_been_killed(tmp_path: Path) -> None:
 def test_no_check_takes_a_learned_spread_for_heterogeneity(demonstration: Path) -> None:
     texts = " ".join(check.text for check in checks(read_evidence([demonstration])))
     assert [word for word in ("heterogen", "spread", "sd ") if word in texts] == []
+
+
+def test_of_many_runs_those_that_did_not_pass_are_named(tmp_path: Path) -> None:
+    ends = [2.0] * 9 + [4.0]
+    for i, end in enumerate(ends):
+        write_run(tmp_path / f"run{i}", SFT, losses("sft", [3.0, end]), status="running" if i == 0 else "finished")
+    (check,) = checks(read_evidence([tmp_path]))
+    assert check.passed is False
+    assert check.text.endswith(
+        "held-out loss: 8 of 10 runs passed; failed: SFT (run9) 3.0000 to 4.0000; "
+        "open: SFT (run0) 3.0000 to 2.0000 (running, or killed)."
+    )
+
+
+def test_of_very_many_the_rest_is_counted(tmp_path: Path) -> None:
+    for i in range(20):
+        write_run(tmp_path / f"run{i:02}", SFT, losses("sft", [3.0, 4.0]))
+    (check,) = checks(read_evidence([tmp_path]))
+    assert "0 of 20 runs passed; failed: SFT (run00)" in check.text
+    assert check.text.endswith("and 14 more.")

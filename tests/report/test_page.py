@@ -411,6 +411,16 @@ def test_a_page_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest
     assert not (tmp_path / "report.html").exists()
 
 
+def test_of_many_runs_fits_are_told_and_not_drawn(
+    measured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_module, "MOST_SINGLE", 0)
+    page = build_page(read_evidence([measured / "gamma"]))
+    assert "Of more than 0 runs the figures of these fits are on pages of fewer runs." in page
+    assert "What is identified" in page
+    assert "What the choices say of the strength" not in page
+
+
 def test_long_runs_do_not_make_it_large(tmp_path: Path) -> None:
     """Twenty thousand logged steps, more than the paper's 859 and than a page has pixels."""
     folder = write_preference_run(tmp_path / "run", "MixDPO gamma")

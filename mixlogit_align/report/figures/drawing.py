@@ -265,6 +265,8 @@ def _inline(svg: str, name: str, title: str) -> str:
     svg = re.sub(r' xmlns(?::\w+)?="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'( id="|="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"#[0-9a-f]{6}", lambda color: VARIABLES.get(color[0], color[0]), svg)
+    # a hundredth of a point cannot be seen; six decimals double a page's size
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     # the view box scales it; a label takes its place for readers who do not see it
     head = f'<svg role="img" aria-label="{escape(title)}"' if title else '<svg aria-hidden="true"'
     return re.sub(r"\s*\n\s*", "\n", svg.replace("<svg", head, 1))
