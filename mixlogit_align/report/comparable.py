@@ -85,8 +85,7 @@ def settings_of(runs: Iterable[Run]) -> list[Setting]:
     groups = list(found.values())
     firsts = [group[0] for group in groups]
     data = _told_apart([run.data_name for run in firsts], [_data(run.config) for run in firsts], firsts)
-    origins = [_origin(run.config) for run in firsts]
-    models = _told_apart([origin.label for origin in origins], [origin.model for origin in origins], firsts)
+    models = _models(data, firsts)
     methods = [(method_of(run.config), rate_of(run.config)) for run in firsts]
     cells = list(zip(data, models, methods, strict=True))
     crowded = {cell[2] for cell in cells if cells.count(cell) > 1}
@@ -283,6 +282,19 @@ def _policy(path: str) -> _Origin:
         origin = _origin(earlier)
         return _Origin(origin.label, origin.model, _plain(earlier))
     return _Origin(folder.name or path, path, path)
+
+
+def _models(data: Sequence[str], firsts: Sequence[Run]) -> list[str]:
+    """Labels of the models, told apart within each data set: sizes may follow the data's lengths."""
+    found = [""] * len(firsts)
+    for name in dict.fromkeys(data):
+        places = [i for i, other in enumerate(data) if other == name]
+        runs = [firsts[i] for i in places]
+        origins = [_origin(run.config) for run in runs]
+        labels = _told_apart([origin.label for origin in origins], [origin.model for origin in origins], runs)
+        for i, label in zip(places, labels, strict=True):
+            found[i] = label
+    return found
 
 
 def _told_apart(labels: Sequence[str], identities: Sequence[Any], firsts: Sequence[Run]) -> list[str]:

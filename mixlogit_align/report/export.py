@@ -90,8 +90,8 @@ def _everything(evidence: Evidence) -> Iterator[Made | LeftOut]:
         yield from _fitted(runs)
     else:
         yield LeftOut("fitted strengths", FITTED)
-    first = next(iter(evidence.worlds.values()), [])
-    yield _or(figures.weight_figure(first), "weight of a pair", LEARNED)
+    weights = (figures.weight_figure(aligned) for aligned in evidence.worlds.values())
+    yield _or(next((figure for figure in weights if figure is not None), None), "weight of a pair", LEARNED)
 
 
 def _tables(runs: Sequence[Run]) -> Iterator[Made | LeftOut]:

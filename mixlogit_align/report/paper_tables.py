@@ -32,7 +32,8 @@ def results_table(runs: Sequence[Run], *, rate: str | None = None, name: str = "
     Parameters
     ----------
     runs : sequence of Run
-        Those that differ in their seeds alone share a cell. What a run has not measured is `NONE`.
+        Those that differ in their seeds alone share a cell. What was not measured of a run is `NONE`; a run without a
+        preference stage has a row if anything was.
     rate : str, optional
         Keep methods whose strength was learned at this rate, as in "1e-4", and those whose strength is a number: the
         paper's table 1. By default all, its table 2.
@@ -48,6 +49,7 @@ def results_table(runs: Sequence[Run], *, rate: str | None = None, name: str = "
     InvalidInputError
         If no run has been evaluated or judged, or none learned at that rate.
     """
+    runs = [run for run in runs if run.config.preference is not None or run.evaluation is not None or run.winrates]
     settings = [setting for setting in settings_of(runs) if rate is None or setting.rate in (rate, NONE)]
     if rate is not None and all(setting.rate != rate for setting in settings):
         raise InvalidInputError(
@@ -200,7 +202,7 @@ class _Cell:
         inside = f" ({'; '.join(f'{number:.{decimals}f}' for number in errors)})" if errors else ""
         measured = len(self.seen.each)
         told = f" [{measured} of {measured + self.lacking}]" if self.lacking else ""
-        return f"{self.seen.value:.{decimals}f}{self.stars}{inside}{told}"
+        return f"{self.seen.value:.{decimals}f}{self.stars}{inside}{told}".replace("-", "−")
 
 
 def _cell(setting: Setting | None, measure: _Measure) -> _Cell:

@@ -34,7 +34,7 @@ from mixlogit_align.report.figures import (
 )
 from mixlogit_align.report.figures.runtime import relative_seconds
 from mixlogit_align.report.figures.subgroups import MACRO, MACRO_ALL, MICRO
-from mixlogit_align.report.figures.trajectories import allowed, states_of
+from mixlogit_align.report.figures.trajectories import states_of, under_constant_gradient
 from mixlogit_align.report.files import Run
 
 from .made_up import DATA, DPO, GAMMA, LOGNORMAL, axes_of, evaluation, gains, measured_run, steps
@@ -213,11 +213,11 @@ def test_training_logs_the_strength_before_its_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("num_steps", [1, 859])
-def test_what_a_learning_rate_allows_the_lognormal(num_steps: int) -> None:
+def test_how_far_a_constant_gradient_takes_the_lognormal(num_steps: int) -> None:
     """Moments of a LogNormal whose loc and log of scale go up, or down, by the drift."""
     config = PreferenceConfig(strength=LOGNORMAL)
     drift = constant_gradient_drift(config.optim, 1e-4, num_steps)
-    found = allowed(config, num_steps)
+    found = under_constant_gradient(config, num_steps)
 
     def moments(sign: float) -> tuple[float, float]:
         loc, scale = -2.3 + sign * drift, 0.6 * math.exp(sign * drift)
@@ -230,10 +230,10 @@ def test_what_a_learning_rate_allows_the_lognormal(num_steps: int) -> None:
     assert (found["mean/most"], found["variance/most"]) == pytest.approx(most, rel=2e-6)
 
 
-def test_what_a_learning_rate_allows_the_gamma() -> None:
+def test_how_far_a_constant_gradient_takes_the_gamma() -> None:
     """Its variance k / r^2 goes at most by exp(3 d), its cv by exp(d / 2); d is 983 times the rate in 859 steps."""
     config = PreferenceConfig(strength=GAMMA, optim=OptimConfig(warmup_steps=0))
-    found = allowed(config, 859)
+    found = under_constant_gradient(config, 859)
     drift = 983 * 1e-4
     # 983 is rounded: d to 5e-4 relatively
     assert found["variance/most"] == pytest.approx(2 / 16.7**2 * math.exp(3 * drift), rel=2e-4)
@@ -241,14 +241,14 @@ def test_what_a_learning_rate_allows_the_gamma() -> None:
     assert found["cv/most"] == pytest.approx(2**-0.5 * math.exp(drift / 2), rel=2e-4)
 
 
-def test_a_raw_scale_is_allowed_nothing_below_zero() -> None:
+def test_a_raw_scale_goes_no_further_than_zero() -> None:
     strength = LogNormalStrength(transform="raw", update=LearnedUpdate(lr=0.1))
-    found = allowed(PreferenceConfig(strength=strength), 859)
+    found = under_constant_gradient(PreferenceConfig(strength=strength), 859)
     assert found["variance/least"] == pytest.approx(0.0, abs=1e-12)  # a scale of 1e-6
     assert math.isfinite(found["cv/least"])
 
 
-def test_variances_by_data_with_seeds_and_what_the_rate_allows(tmp_path: Path) -> None:
+def test_variances_by_data_with_seeds_and_how_far_a_gradient_goes(tmp_path: Path) -> None:
     other = SimulatedData(**{**vars(DATA), "strength_cv": 0.0})
     runs = [
         measured_run(tmp_path / "a", "gamma", GAMMA, metrics=steps([1.0], [4.0, 2.0])),
@@ -260,7 +260,7 @@ def test_variances_by_data_with_seeds_and_what_the_rate_allows(tmp_path: Path) -
     figure = variance_figure(runs)
     assert figure is not None
     assert [panel.title for panel in figure.panels] == ["MixDPO Gamma, 1e-4", "MixDPO LogNormal, 1e-4"]
-    assert [key.label for key in figure.keys][-1] == "what the learning rate allows"
+    assert [key.label for key in figure.keys][-1] == "as far as a constant gradient goes"
     axes = axes_of(figure.panels[0])
     drawn = {(line.get_linewidth(), line.get_color(), tuple(round(y, 12) for y in line.get_ydata()))
              for line in axes.get_lines()}  # fmt: skip

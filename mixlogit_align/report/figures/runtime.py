@@ -39,8 +39,10 @@ def runtime_figure(runs: Sequence[Run]) -> Figure | None:
             axes.annotate(f"{middle:.2f}×", (middle, y), xytext=(0, 7), textcoords="offset points", ha="center",
                           color=INK, fontsize="small")  # fmt: skip
         name_rows(axes, list(ratios))
-        axes.set_xlim(*around([1.0, *(end for each in ratios.values() for end in _ends(each))]))
-        axes.set_xlabel("seconds of training, relative to DPO")
+        low, high = around([1.0, *(end for each in ratios.values() for end in _ends(each))])
+        air = 0.08 * (high - low)  # for the numbers over the outermost
+        axes.set_xlim(low - air, high + air)
+        axes.set_xlabel("run time relative to DPO")
 
     return Figure(
         "runtime",

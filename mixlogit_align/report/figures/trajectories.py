@@ -1,4 +1,4 @@
-"""How the strength moved while it was learned, within what its learning rate allows.
+"""How the strength moved while it was learned, beside how far a constant gradient would have moved it.
 
 `variance_figure` is the MixDPO paper's figures 4 and 7, with what they lack: how far the variance would go if the data
 pulled one way all along, whatever they are. A variance that falls as far as that says nothing of heterogeneity.
@@ -45,9 +45,9 @@ STATISTICS: dict[str, tuple[str, Statistic]] = {
     "cv": ("cv (sd / mean) of strength", lambda mean, sd: sd / mean),
 }
 DRIFT = (
-    "The shaded band is what the learning rate allows: where a gradient that never changed its sign would have taken "
-    "the strength, up or down, whatever the data. A curve along its edge was still on its way when training ended, and "
-    "where it ended is set by the learning rate and the number of steps, not measured."
+    "The shaded band is as far as a gradient goes that never changes at this learning rate, up or down, whatever the "
+    "data; one that grows goes further under RMSprop. A curve along its edge, or beyond, was still on its way when "
+    "training ended: where it ended is set by the learning rate and the number of steps, not measured."
 )
 
 
@@ -87,7 +87,7 @@ def trajectory_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         ],
         [
             *run_keys(styles, runs),
-            *([Key("what the learning rate allows", BAND)] if bands else []),
+            *([Key("as far as a constant gradient goes", BAND)] if bands else []),
             *([Key("the annotators' own", TRUTH)] if truth else []),
         ],
         "Mean, standard deviation and variance have no truth of their own to reach, since the policy's log-ratios can "
@@ -131,7 +131,7 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
         ],
         [
             *(Key(data, style) for data, style in styles.items()),
-            *([Key("what the learning rate allows", BAND)] if banded else []),
+            *([Key("as far as a constant gradient goes", BAND)] if banded else []),
         ],
         "The variance of the learned strength, as it stands, after so many examples"
         + (f"; thin lines are up to {seeds} seeds, thick ones their mean" if seeds > 1 else "")
@@ -154,7 +154,7 @@ def states_of(run: Run) -> list[State]:
     return [found[step] for step in sorted(found)]
 
 
-def allowed(config: PreferenceConfig, num_steps: int) -> dict[str, float]:
+def under_constant_gradient(config: PreferenceConfig, num_steps: int) -> dict[str, float]:
     """Least and largest mean, sd, variance and cv after so many steps of a gradient that does not change its sign.
 
     Each unconstrained parameter of a learned strength is moved by `constant_gradient_drift`, in both directions; mean,
@@ -193,7 +193,7 @@ def allowed(config: PreferenceConfig, num_steps: int) -> dict[str, float]:
     return found
 
 
-Band = tuple[list[float], list[dict[str, float]], str]  # examples seen, what is allowed there, and a colour
+Band = tuple[list[float], list[dict[str, float]], str]  # examples seen, how far a constant gradient goes, a colour
 
 
 def _bands(runs: Sequence[Run], styles: Mapping[str, Style] | None = None) -> list[Band]:
@@ -209,7 +209,7 @@ def _bands(runs: Sequence[Run], styles: Mapping[str, Style] | None = None) -> li
         key = f"{config.strength} {config.optim} {[(state.step, state.examples_seen) for state in chosen]}"
         if key not in found:
             color = MUTED if styles is None else styles[run.name]["color"]
-            reach = [allowed(config, state.step) for state in chosen]
+            reach = [under_constant_gradient(config, state.step) for state in chosen]
             found[key] = [state.examples_seen for state in chosen], reach, color
     return list(found.values())
 
