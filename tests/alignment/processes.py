@@ -35,6 +35,7 @@ from mixlogit_align.alignment.data.config import SimulatedData
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["mixlogit_align.alignment.runner", "mixlogit_align.alignment.hf", __name__])
+PATIENCE = 180.0  # seconds; many times what a run here takes, for machines that do other work beside
 GRACE_SECONDS = 5.0  # for the other ranks once one has failed: they may wait for it forever
 
 # --- processes -------------------------------------------------------------------------------------
@@ -44,12 +45,12 @@ class ProcessDied(RuntimeError):
     """A process ended without an answer: killed, or stopped where its time was up."""
 
 
-def apart(function: Callable[..., Any], *args: Any, seconds: float = 60.0) -> Any:
+def apart(function: Callable[..., Any], *args: Any, seconds: float = PATIENCE) -> Any:
     """``function(*args)`` in a process of its own, without a process group; see `on_ranks`."""
     return _run([None], 1, function, args, seconds)[0]
 
 
-def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float = 60.0) -> list[Any]:
+def on_ranks(size: int, function: Callable[..., Any], *args: Any, seconds: float = PATIENCE) -> list[Any]:
     """``function(*args)`` on every rank of a new gloo group of ``size`` processes, in which warnings are errors.
 
     Parameters
