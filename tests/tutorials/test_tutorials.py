@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).resolve().parents[2] / "tutorials"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-SECONDS = 60.0
+SECONDS = 180.0  # alone on a core each takes 30 or less
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -36,6 +36,7 @@ def test_there_are_tutorials() -> None:
         "06_a_recovery_study",
         "07_from_mixed_logit_to_mixdpo",
         "08_scaling_out",
+        "09_measuring_heterogeneity",
     ]
 
 
