@@ -150,7 +150,10 @@ def strength_heterogeneity(
         panel = ChoiceData.from_logratios(numbered, individual=_PERSON, weights=weights)
         models["annotator"] = MixedLogitModel(panel, random=random)
         results["annotator"] = _fit(models["annotator"], "annotator", "hessian", told)
-        posteriors = _posteriors(models["annotator"], results["annotator"], people)
+        if results["annotator"].converged:
+            posteriors = _posteriors(models["annotator"], results["annotator"], people)
+        else:
+            told.append("no posterior strengths of annotators, since their fit did not converge")
         progress("fits", 3, total)
     estimates = {name: _varying(result, family) for name, result in results.items()}
     data = {name: model.data for name, model in models.items()}

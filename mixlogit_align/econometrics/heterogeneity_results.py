@@ -140,7 +140,7 @@ class StrengthHeterogeneity:
         None where it was not asked for, or a mean could not be found; ``warnings`` then says so.
     annotator_posteriors : pandas.DataFrame or None
         Columns annotator_id, comparisons, mean, sd: every known annotator's strength given its comparisons, at the
-        estimates, whose own error is not counted. None without an annotator fit.
+        estimates, whose own error is not counted. None without an annotator fit that converged.
     warnings : tuple of str
     """
 

@@ -25,6 +25,7 @@ from mixlogit_align.distributions.learnable import mixing_of_mean_cv
 from mixlogit_align.econometrics import (
     ChoiceData,
     MixedLogitModel,
+    MixedLogitResult,
     StrengthHeterogeneity,
     simulate_choices,
     strength_heterogeneity,
@@ -506,6 +507,22 @@ def test_what_did_not_converge_fails_and_is_written(run: Run, tmp_path: Path) ->
     assert "NOT converged" in out
     record = json.loads((tmp_path / "heterogeneity" / "heterogeneity.json").read_text())
     assert record["profile"]["interval"]["comparison"] == [0.0, None]
+
+
+def test_there_are_no_posteriors_of_a_fit_that_did_not_converge(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = MixedLogitModel.fit
+
+    def short(self: MixedLogitModel, **options: Any) -> MixedLogitResult:
+        return replace(fitted(self, **options), converged=not self.data.is_panel)
+
+    monkeypatch.setattr(MixedLogitModel, "fit", short)
+    table("gamma", 1.0, 30, 4, 1).to_csv("pairs.csv", index=False)
+    status, out, _ = run("strength pairs.csv --family gamma")
+    assert status == cli.FAILED
+    assert "warning: no posterior strengths of annotators" in out
+    assert [path.name for path in (tmp_path / "heterogeneity").iterdir()] == ["heterogeneity.json"]
 
 
 @pytest.mark.parametrize(
