@@ -317,7 +317,17 @@ def _opening(tokenizer: Tokenizer) -> list[int]:
     """The tokens that the tokenizer itself puts before a text."""
     bare: list[int] = tokenizer(["a"], add_special_tokens=False).input_ids[0]
     full: list[int] = tokenizer(["a"], add_special_tokens=True).input_ids[0]
-    return full[: next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)]
+    for i in range(len(full) - len(bare) + 1):
+        if full[i : i + len(bare)] == bare:
+            return full[:i]
+    raise InvalidInputError(
+        explain(
+            "tokenizer",
+            got=f"the ids {full} of 'a' with its own tokens around it, and {bare} without",
+            expected="the second to stand within the first",
+            hint="tokenization.bos='never'",
+        )
+    )
 
 
 def _encode(

@@ -316,7 +316,7 @@ def test_a_macro_average_without_a_large_level_is_unknown():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attributes": ["educatoin"]}, "'education'"),
+        ({"attributes": ["educatoin"]}, "unknown attribute 'educatoin'.*Try 'education'"),
         ({"metrics": ["margin/total"]}, "margin/"),
         ({"minimum": 1}, "minimum"),
         ({"num_bins": 0}, "num_bins"),
@@ -329,6 +329,11 @@ def test_a_macro_average_without_a_large_level_is_unknown():
 def test_settings_that_make_no_sense_are_refused(settings, message):
     with pytest.raises(InvalidInputError, match=message):
         evaluate(some_pairs(30), **settings)
+
+
+def test_a_table_without_groups_says_that_it_has_none():
+    with pytest.raises(InvalidInputError, match="unknown attribute 'age'; expected none: there is no attribute"):
+        evaluate(bare([1.0, 2.0]), attributes=["age"])
 
 
 def test_metrics_that_the_columns_do_not_allow_are_left_out_or_refused():
@@ -596,7 +601,7 @@ def test_what_a_run_has_evaluated_is_the_same_table(runs, tmp_path):
     reference = hf.load(PretrainedModel(path=str(runs["sft"].path / "policy")), [], 0)[0]
     scored = objective.logps(SequenceLogProbs(reference), rows).tolist()
     rows = [row.with_reference(logps) for row, logps in zip(rows, scored, strict=True)]
-    table = held_out_pairs(objective.held_out(rows), "both")
+    table = held_out_pairs(objective.held_out(rows, step=0), "both")
     found, expected = pair_metrics(table), pair_metrics(run_pairs(path))
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(found["margin/avg"], expected["margin/avg"], rtol=1e-5)  # float32 log-probabilities
@@ -749,7 +754,7 @@ def test_where_there_is_no_interval_it_is_told_why(tmp_path, num_annotators, wor
     ("arguments", "message"),
     [
         (["RUN", "--by", "cohrt"], "Try 'cohort'"),
-        (["RUN", "--metrics", "margin"], "unknown column 'margin'"),
+        (["RUN", "--metrics", "margin"], "unknown metric 'margin'"),
         (["RUN", "--minimum", "1"], "minimum: got 1"),
         (["nowhere"], "nowhere: got no such folder or file; expected the folder of a run"),
     ],

@@ -276,6 +276,19 @@ def test_beginning_of_text_can_be_left_out(llama):
     assert report.opening == ""
 
 
+def test_a_tokenizer_whose_own_tokens_change_the_text_is_refused(byte_tokenizer):
+    class Changing:
+        def __getattr__(self, name):
+            return getattr(byte_tokenizer, name)
+
+        def __call__(self, texts, *, add_special_tokens, **options):
+            upper = [one.upper() for one in texts]
+            return byte_tokenizer(upper if add_special_tokens else texts, **options)
+
+    with pytest.raises(InvalidInputError, match=r"tokenizer: got the ids .* Try tokenization.bos='never'"):
+        tokenize([comparison("p", "a", "b")], Changing(), TokenizationConfig())
+
+
 def test_an_empty_prompt_is_the_beginning_of_text(llama):
     row, report = one(llama, comparison("", "ab", "cd"))
     assert text(llama, row.input_ids[0]) == "<|begin_of_text|>ab<|eot_id|>"
@@ -354,7 +367,7 @@ def test_no_comparisons_are_no_error(byte_tokenizer):
     ("settings", "message"),
     [
         ({"max_length": 64, "max_prompt_length": 64}, "no response is emptied"),
-        ({"max_prompt_length": 0}, "above 0"),
+        ({"max_prompt_length": 0}, "max_prompt_length: got 0; expected 1 or more"),
         ({"chat_date": "26 Jul 2024"}, "a date as in 2024-07-26"),
     ],
     ids=["no room for a response", "no room for a prompt", "not a date"],

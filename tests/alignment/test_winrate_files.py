@@ -104,6 +104,13 @@ def test_controlled_preferences_are_written_under_alpaca_eval_s_name(tmp_path: P
     assert [row["glm_preference"] for row in rows] == control.preferences.tolist()
 
 
+def test_files_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    mark = "\ufeff"
+    table = read_annotations(written(tmp_path / "annotations.json", mark + json.dumps([ROW])))
+    assert table.model == "mine"
+    assert read_leaderboard(written(tmp_path / "leaderboard.csv", mark + ",a\nx,1\n")) == {"x": {"a": 1.0}}
+
+
 def test_outputs_come_back_as_they_were_written(tmp_path: Path) -> None:
     write_outputs(tmp_path / "model_outputs.json", outputs("ours"), dataset="mine")
     again = read_outputs(tmp_path / "model_outputs.json")
@@ -166,7 +173,9 @@ def test_bad_annotations_are_refused(tmp_path: Path, content: Any, message: str)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        pytest.param(",a,b\nx,1\n", r"csv:2: got 2 cells", id="short line"),
+        pytest.param(",a,b\nx,1\n", r"csv:2 \(its cells are not as many as the columns", id="short line"),
+        pytest.param(",a,a\nx,1,2\n", "column 'a' twice", id="column twice"),
+        pytest.param(";a\nx;1\n", "columns separated by commas", id="semicolons"),
         pytest.param(",a\nx,1\nx,2\n", "'x' a second time", id="twice"),
     ],
 )

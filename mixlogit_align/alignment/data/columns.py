@@ -1,4 +1,4 @@
-"""Column names that settings give, held against the columns that a table has."""
+"""Names that settings give, held against those that there are: columns of a table above all."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def with_columns(lines: Iterable[Line], wanted: Iterable[str], what: str) -> Ite
     return chain(head, rows)
 
 
-def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> None:
-    """Refuse a name that is none of the ``known`` ones, with the nearest."""
+def require_known(wanted: Iterable[str], known: Iterable[str], what: str, kind: str = "column") -> None:
+    """Refuse a name that is none of the ``known`` ones, with the nearest; ``kind`` is what bears the names."""
     known = list(known)
     for name in wanted:
         if name not in known:
@@ -42,8 +42,8 @@ def require_known(wanted: Iterable[str], known: Iterable[str], what: str) -> Non
             raise InvalidInputError(
                 explain(
                     what,
-                    got=f"unknown column {name!r}",
-                    expected=f"one of {', '.join(known)}",
+                    got=f"unknown {kind} {name!r}",
+                    expected=f"one of {', '.join(known)}" if known else f"none: there is no {kind}",
                     hint=repr(near[0]) if near else "another table",
                 )
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixlogit_align.alignment.checkpoint import write_durably
+from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.evaluation.averages import MINIMUM, Average, Estimate
 from mixlogit_align.alignment.evaluation.calibration import Calibration, Orientation
 from mixlogit_align.alignment.evaluation.clusters import ClusterBy

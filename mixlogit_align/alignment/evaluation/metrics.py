@@ -98,7 +98,7 @@ def pair_metrics(table: PairTable, names: Iterable[str] | None = None) -> dict[s
         For an unknown metric, or one whose columns the table lacks; for a table that allows none.
     """
     wanted = METRICS if names is None else list(names)
-    require_known(wanted, METRICS, "metrics")
+    require_known(wanted, METRICS, "metrics", "metric")
     found = {name: values for name in wanted if (values := METRICS[name](table)) is not None}
     lacking = [] if names is None else [name for name in wanted if name not in found]
     if lacking or not found:

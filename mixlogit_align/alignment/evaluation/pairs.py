@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixlogit_align.alignment.data.columns import require_known
+from mixlogit_align.alignment.durable import replacing
 from mixlogit_align.errors import InvalidInputError, explain
 
 Vector = npt.NDArray[np.float64]
@@ -177,7 +177,7 @@ class PairTable:
 
     def levels(self, attribute: str) -> tuple[str | None, ...]:
         """(N,) the level of each pair; an error for an attribute that no pair has."""
-        require_known([attribute], self.attributes, f"attributes of {self.name}")
+        require_known([attribute], self.attributes, f"attributes of {self.name}", "attribute")
         return tuple(groups.get(attribute) for groups in self.groups or ())
 
     def with_groups(self, groups: Mapping[int, Mapping[str, str]]) -> PairTable:
@@ -295,12 +295,8 @@ def write_pairs(table: PairTable, path: str | PathLike[str], more: Mapping[str, 
     header = {HEADER: json.dumps({"name": table.name, "left_out": table.left_out})}
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    try:
-        pyarrow.parquet.write_table(pyarrow.table(arrays).replace_schema_metadata(header), partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as file:
+        pyarrow.parquet.write_table(pyarrow.table(arrays).replace_schema_metadata(header), file)
 
 
 def read_pairs(

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixlogit_align.alignment.checkpoint import write_durably
+from mixlogit_align.alignment.data.files import read_table
+from mixlogit_align.alignment.data.rows import BadRows
+from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.winrate.judges import TableJudge
 from mixlogit_align.alignment.winrate.length_control import LengthControl, LengthWeights
 from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair
@@ -185,10 +186,15 @@ def read_leaderboard(path: str | Path) -> dict[str, dict[str, str | float | None
         For a file that cannot be read, or a model that stands twice.
     """
     found: dict[str, dict[str, str | float | None]] = {}
-    for where, (model, *cells), (_, *names) in _table(path):
+    bad = BadRows(source="leaderboard", policy="leave_out")
+    for where, row in read_table(str(path), bad):
+        (_, model), *cells = row.items()
         if model in found:
             raise _bad(where, f"{model!r} a second time", "each model once")
-        found[model] = {name: _value(cell) for name, cell in zip(names, cells, strict=True)}
+        found[model] = {name: _value(cell) for name, cell in cells}
+    if bad.first:
+        wrong = [line for lines in bad.first.values() for line in lines]
+        raise _bad(str(path), "; ".join(wrong), "lines that can be read")
     return found
 
 
@@ -222,28 +228,13 @@ def _value(cell: str) -> str | float | None:
         return cell
 
 
-def _table(path: str | Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Where a line stands, its cells and the header's."""
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as text:
-            lines = csv.reader(text)
-            header = next(lines, [])
-            for cells in lines:
-                where = f"{path}:{lines.line_num}"
-                if len(cells) != len(header):
-                    raise _bad(where, f"{len(cells)} cells", f"{len(header)}, as in the first line")
-                yield where, cells, header
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _bad(str(path), str(error), "a CSV file that can be read") from error
-
-
 def _write(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_durably(Path(path), json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise _bad(str(path), f"{type(error).__name__}: {error}", "a JSON file that can be read") from error
     if not isinstance(content, list) or not content or not all(isinstance(row, dict) for row in content):

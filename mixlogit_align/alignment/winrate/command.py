@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixlogit_align.alignment.checkpoint import write_durably
 from mixlogit_align.alignment.config import AlignmentConfig, PretrainedModel
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.finished import policy_of, run_config
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.settings import load_config
