@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,11 @@ def attributes_of(results: Iterable[Mapping[str, Any]]) -> list[str]:
     """The attributes of all results, in order."""
     names = (average["attribute"] for result in results for average in result["averages"])
     return [name for name in dict.fromkeys(names) if name is not None]
+
+
+def said_of(results: Iterable[Mapping[str, Any]], say: Callable[[Mapping[str, Any]], str]) -> str:
+    """What a caption says of how results were made; where they differ, all that there is."""
+    return " or ".join(dict.fromkeys(say(result) for result in results))
 
 
 def contextual(run: Run) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,14 @@ def write_figures(evidence: Evidence, folder: str | Path) -> tuple[list[Path], l
     written: list[Path] = []
     left_out: list[LeftOut] = []
     captions = ["# Captions", ""]
+    names: list[str] = []
     for made in _everything(evidence):
         if isinstance(made, LeftOut):
             left_out.append(made)
             continue
+        names.append(made.name)
+        if (same := names.count(made.name)) > 1:
+            made = replace(made, name=f"{made.name}-{same}")
         files = made.save(folder)
         written += files
         captions += [f"## {made.title}", "", ", ".join(path.name for path in files), "", made.caption, ""]

@@ -10,6 +10,7 @@ from mixlogit_align import cli
 from mixlogit_align.report import Evidence, read_evidence, write_figures
 from mixlogit_align.report.figures import Figure
 
+from .conftest import recovery_row, write_recovery
 from .made_up import DPO, GAMMA, evaluation, gains, measured_run, steps, winrate
 
 
@@ -65,6 +66,16 @@ def test_runs_that_were_not_measured_are_named(tmp_path: Path) -> None:
         "no evaluation.json there: `mixlogit-align evaluate"
     )
     assert told["gains over another run"].startswith("no run was held against another")
+
+
+@pytest.mark.usefixtures("quick")
+def test_no_file_is_written_twice(tmp_path: Path) -> None:
+    """Recoveries of one name in two folders."""
+    for name in ("a", "b"):
+        write_recovery(tmp_path / name / "recovery.json", [recovery_row("a case")])
+    evidence = read_evidence([tmp_path / "a", tmp_path / "b"])
+    written, _ = write_figures(evidence, tmp_path / "out")
+    assert [path.name for path in written] == ["recovery-recovery.svg", "recovery-recovery-2.svg", "captions.md"]
 
 
 def test_nothing_is_written_of_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.report.averages import METRICS, Row, attributes_of, contextual, rows_of
+from mixlogit_align.report.averages import METRICS, Row, attributes_of, contextual, rows_of, said_of
 from mixlogit_align.report.comparable import differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
     MUTED,
@@ -105,7 +105,9 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
     averages = _averages(series)
     draw = _drawing(series, styles, None, averages, metric, reach)
     panels.append(Panel(f"{name}-averages", "on average", draw, size=_size(len(averages), len(series))))
-    result = found[against][0][1]
+    levels = said_of(results.values(), lambda result: f"{result['level']:.0%}")
+    least = said_of(results.values(), lambda result: str(result["minimum"]))
+    adjustment = said_of(results.values(), lambda result: result["adjustment"].replace("_", " "))
     seeds = max(len(setting.runs) for setting in settings)
     untested = any(row.seen is not None and row.seen.lower is None for rows in series.values() for row in rows)
     return Figure(
@@ -118,10 +120,10 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
             Key(f"no gain over {against}", TRUTH),
         ],
         f"Each point is the mean {METRICS[metric][0]}, less that of {against} on the same pairs; its area grows with "
-        f"the subgroup's pairs, whose number stands beside its name. Bars are {result['level']:.0%} intervals of the "
+        f"the subgroup's pairs, whose number stands beside its name. Bars are {levels} intervals of the "
         f"paired bootstrap by clusters; hollow points have none, and no test, since a group has fewer than "
-        f"{result['minimum']} clusters. Stars: p below 0.05 (*) or 0.01 (**) by the sign-flip test, of subgroups "
-        f"adjusted for their number ({result['adjustment'].replace('_', ' ')}). Micro averages count pairs, macro "
+        f"{least} clusters. Stars: p below 0.05 (*) or 0.01 (**) by the sign-flip test, of subgroups "
+        f"adjusted for their number ({adjustment}). Micro averages count pairs, macro "
         "averages subgroups alike."
         + (
             " With several seeds: means of their gains and of their intervals' ends, and the stars that every seed has."

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
-from mixlogit_align.report.averages import METRICS, Row, attributes_of, require_evaluated, rows_of
+from mixlogit_align.report.averages import METRICS, Row, attributes_of, require_evaluated, rows_of, said_of
 from mixlogit_align.report.comparable import Setting, differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
     INK,
@@ -71,8 +71,9 @@ def subgroup_margins_figure(
     name = slug(f"{figure_name('margins', metric)}-{attribute or ''}-{data}")
     reach = _reach([row for _, _, rows in panels for row in rows])
     kinds = {row.kind for _, _, rows in panels for row in rows}
-    evaluation = runs[0].evaluation
-    assert evaluation is not None
+    results = [run.evaluation for run in runs if run.evaluation is not None]
+    least = said_of(results, lambda result: str(result["minimum"]))
+    clusters = said_of(results, lambda result: result["clusters"].partition(" ")[2])  # without their number
     which = dict(zip(map(id, settings), differences(settings), strict=True))
     several = len({by for _, by, _ in panels}) > 1
 
@@ -94,7 +95,7 @@ def subgroup_margins_figure(
         ],
         [
             Key("subgroup ± s.e.", POINT),
-            *([Key(f"fewer than {evaluation['minimum']} clusters, or unknown", HOLLOW)]
+            *([Key(f"fewer than {least} clusters, or unknown", HOLLOW)]
               if kinds & {"small", "missing"} else []),
             *([Key("one seed", EACH)] if seeds > 1 else []),
             Key("micro average", MICRO),
@@ -104,7 +105,7 @@ def subgroup_margins_figure(
         f"Each point is the mean {METRICS[metric][0]} of a subgroup of the held-out pairs, the smallest "
         "subgroups on top; its area grows with its pairs, whose number stands beside its name. The micro "
         "average counts every pair alike, so that large subgroups decide it; the macro average counts every subgroup "
-        f"alike, save the hollow ones. Bars are one standard error, over {_clusters(settings)}"
+        f"alike, save the hollow ones. Bars are one standard error, over {clusters}"
         + (f"; with several seeds, the mean over them with at most this error, and a tick for each of {seeds} or fewer"
            if seeds > 1 else "")
         + "."
@@ -189,10 +190,3 @@ def _rows(setting: Setting, attribute: str, metric: str) -> list[Row]:
             )
         )
     return rows
-
-
-def _clusters(settings: Sequence[Setting]) -> str:
-    """What the standard errors take as independent, where the number of it may differ."""
-    found = {run.evaluation["clusters"].partition(" ")[2] or run.evaluation["clusters"]
-             for setting in settings for run in setting.runs if run.evaluation is not None}  # fmt: skip
-    return " or ".join(sorted(found))

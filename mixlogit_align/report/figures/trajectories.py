@@ -135,8 +135,8 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
         ],
         "The variance of the learned strength, as it stands, after so many examples"
         + (f"; thin lines are up to {seeds} seeds, thick ones their mean" if seeds > 1 else "")
-        + f". {DRIFT if banded else ''} Lower on one data set than on another is no evidence of less heterogeneity: "
-        "the strength is in the unit of the policy's log-ratios, and a loss that sees one comparison at a time hardly "
+        + f".{f' {DRIFT}' if banded else ''} Lower on one data set than on another is no evidence of less "
+        "heterogeneity: the strength is in the unit of the policy's log-ratios, and a loss that sees one comparison at a time hardly "
         "tells its spread. `mixlogit-align strength` fits it with a standard error, by annotator where they are known."
         + in_common(settings),
     )  # fmt: skip
