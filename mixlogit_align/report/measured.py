@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 from mixlogit_align.report.comparable import stars
 from mixlogit_align.report.files import Run
-from mixlogit_align.report.tables import NONE, number, table
+from mixlogit_align.report.tables import MANY, NONE, number, table
 
 Average = Mapping[str, Any]
 # Metric -> what it is, and how many digits it is worth.
@@ -43,7 +44,7 @@ def margins_table(labels: Sequence[str], found: Sequence[Mapping[str, Any]]) -> 
         calibrations = [evaluation.get("calibration") for evaluation in found]
         if any(calibrations):
             rows.append([what, *(NONE if c is None else _calibration(c, key, shape) for c in calibrations)])
-    return table(
+    return _either_way(
         ["on held-out pairs", *labels], rows, f"Mean (standard error), and its interval. {_about(labels, found)}"
     )
 
@@ -68,7 +69,7 @@ def subgroups_table(attribute: str, labels: Sequence[str], found: Sequence[Mappi
         titles = [f"{label}, {metric}" for label, metric in zip(labels, metrics, strict=True)]
     words = " ".join(f"{name}: {METRICS.get(name, (name,))[0]}." for name in dict.fromkeys(metrics))
     caption = f"{words} {_kinds(found[0], [kind for kind, _ in _ordered(own)])}"
-    return table([attribute, "pairs", "clusters", *titles], rows, caption)
+    return _either_way([attribute, "pairs", "clusters", *titles], rows, caption)
 
 
 def every_metric_table(found: Mapping[str, Any]) -> str:
@@ -91,7 +92,7 @@ def gains_table(labels: Sequence[str], found: Sequence[Mapping[str, Any]]) -> st
         "Gain (standard error), and its interval (paired bootstrap of whole clusters, BCa); p of the sign-flip test. "
         "Stars: p below 0.05 (*) or 0.01 (**). They are of the pairs at hand and say nothing of another seed. "
     )
-    return table(["gain", *labels], rows, caption + _about(labels, found))
+    return _either_way(["gain", *labels], rows, caption + _about(labels, found))
 
 
 def gains_by_subgroup(attribute: str, label: str, found: Mapping[str, Any]) -> str:
@@ -122,6 +123,16 @@ def gained(runs: Sequence[Run], labels: Sequence[str]) -> tuple[list[str], list[
     pairs = [(f"{label} over {gains['against']}", gains)
              for label, run in zip(labels, runs, strict=True) for gains in run.gains.values()]  # fmt: skip
     return [label for label, _ in pairs], [gains for _, gains in pairs]
+
+
+def _either_way(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A table; with more columns than a sheet has room for, and fewer rows, turned so that each run is a row."""
+    if len(head) <= MANY or len(head) <= len(rows):
+        return table(head, rows, caption)
+    titles = [unescape(re.sub(r"<br>.*|<[^>]+>", "", first)) for first, *_ in rows]
+    columns = zip(*(cells for _, *cells in rows), strict=True)
+    turned = [[escape(label), *cells] for label, cells in zip(head[1:], columns, strict=True)]
+    return table([head[0], *titles], turned, caption)
 
 
 # --- cells -------------------------------------------------------------------------------------------

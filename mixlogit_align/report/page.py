@@ -171,15 +171,13 @@ def _trained(runs: Sequence[Run]) -> list[_Section]:
 
 def _alarms(runs: Sequence[Run]) -> list[_Section]:
     """Each kind once, with the runs that it was raised in and the words of the first."""
-    raised: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
-    for run in runs:
+    raised: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
+    for run, label in zip(runs, labels(runs), strict=True):
         for alarm in run.alarms:
-            raised.setdefault(alarm["name"], []).append((run, alarm))
+            raised.setdefault(alarm["name"], []).append((label, alarm))
     items = "".join(
         f"<li><code>{escape(name)}</code>: {escape(found[0][1]['message'])} <small>"
-        + "; ".join(
-            f"{escape(run.name)} ({escape(run.data_name)}), {escape(a['stage'])} step {a['step']}" for run, a in found
-        )
+        + "; ".join(f"{escape(label)}, {escape(alarm['stage'])} step {alarm['step']}" for label, alarm in found)
         + "</small></li>"
         for name, found in raised.items()
     )
@@ -283,9 +281,7 @@ def _strength(world: str, runs: Sequence[Run], names: Sequence[str]) -> str:
     single = len(fitted_runs) <= MOST_SINGLE
     parts = [_fitted(run, name, drawn=single) for run, name in fitted_runs]
     if not single:
-        parts.append(
-            f"<p>With more than {MOST_SINGLE} runs, their figures of these fits are on pages of fewer runs.</p>"
-        )
+        parts.append(f"<p>Of more than {MOST_SINGLE} runs the figures of these fits are on pages of fewer runs.</p>")
     drawn = [figures.strength_figure(world, runs), figures.trajectory_figure(world, runs)]
     return "".join([*parts, *map(_figure, drawn)])
 

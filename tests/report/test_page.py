@@ -15,6 +15,7 @@ from mixlogit_align.alignment.data.config import HHData
 from mixlogit_align.alignment.settings import dump_config
 from mixlogit_align.errors import InvalidInputError
 from mixlogit_align.report import build_page, read_evidence, write_report
+from mixlogit_align.report import measured as tables_of_measures
 from mixlogit_align.report import page as page_module
 
 from .conftest import DATA, STRENGTHS, losses, recovery_row, write_preference_run, write_recovery, write_run
@@ -319,6 +320,19 @@ def test_it_says_what_was_measured(measured_page: str, words: str) -> None:
 
 def test_what_is_identified_stands_before_every_fitted_number(measured_page: str) -> None:
     assert measured_page.index("What is identified") < measured_page.index("a fresh strength for each comparison")
+
+
+def test_with_many_runs_each_is_a_row(measured: Path) -> None:
+    """The same cells, turned: nine runs are more columns than a sheet of paper has room for."""
+    run = read_evidence([measured / "gamma"]).runs[0]
+    assert run.evaluation is not None
+    names = [f"run <{i}>" for i in range(9)]
+    upright = tables_of_measures.margins_table(names[:2], [run.evaluation] * 2)
+    turned = tables_of_measures.margins_table(names, [run.evaluation] * 9)
+    cells = cells_of(turned, "run &lt;3&gt;")
+    assert cells == [cells_of(upright, name)[1] for name in ("margin/sum", "margin/avg", "margin/reward",
+                     "log_ratio/margins", "accuracy<", "accuracy/sum", "loglik", "Brier", "calibration")]  # fmt: skip
+    assert '<th scope="col">calibration error</th>' in turned
 
 
 def test_figures_of_measurements_are_there(measured_page: str) -> None:
