@@ -223,6 +223,7 @@ def tiny_run(
     stage = {"optim": OptimConfig(lr=1e-4, warmup_steps=5), "eval_batch_size": 4, **stage}
     method = {name: changes.pop(name) for name in ("strength", "integration") if name in changes}
     settings: dict[str, Any] = {
+        "name": "run",  # not its folder's: files of runs in several are compared
         "data": SimulatedData(num_train=num_train, num_eval=num_eval, num_annotators=8),
         "model": PretrainedModel(path=policy),
         "tokenization": TokenizationConfig(max_length=48, max_prompt_length=24),
