@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # Annotators with two comparisons or more below which asymptotic statements are rough.
 FEW = 10
 
-# What the three models are called in sentences.
+# A difference in log-likelihood.
+_WORTH_TELLING = 0.1
 _BEND = (
     "how the share of agreement bends as the log-ratio grows, which a log-ratio that is a bent measure of utility "
     "explains as well"
@@ -62,17 +63,15 @@ def _people(found: StrengthHeterogeneity) -> str:
             f"How people differ is NOT identified: none of the {found.annotators} annotators has two comparisons that "
             f"are no ties. A spread of strengths then shows only in {_BEND}."
         )
-    fit, interval = found.fits["annotator"], _interval(found, "annotator")
+    fit, profile = found.fits["annotator"], found.profile
     rest = f"{found.repeated} of {found.annotators} annotators, who have two comparisons or more"
     if not fit.converged:
         return f"How people differ is NOT told: one strength an annotator has no estimate to rely on ({fit.message})."
-    if interval is None:
+    if profile is None:
         return f"A cv of {fit.cv:.3g} between annotators; it rests on {rest}."
-    assert found.profile is not None
-    low, high = interval
-    level = found.profile.level
+    (low, high), level = profile.interval["annotator"], profile.level
     inside = f"{level:.0%} interval"
-    if low == 0.0 and math.isinf(high):
+    if _flat(found, "annotator"):
         return f"How people differ is NOT identified: the likelihood is flat, every cv is within the {inside} ({rest})."
     pvalue = _p(found, "annotator")
     to = "without an upper end" if math.isinf(high) else f"to {high:.3g}"
@@ -86,16 +85,17 @@ def _people(found: StrengthHeterogeneity) -> str:
         )
     return (
         f"A spread of strengths between annotators is identified: cv {fit.cv:.3g}, {inside} from {low:.3g} {to}, "
-        f"p {probability(pvalue)} for none; it rests on {rest}."
+        f"p {probability(pvalue)} for none; it rests on {rest}. A taste that the policy does not share counts as a low "
+        "strength, too."
     )
 
 
 def _bend(found: StrengthHeterogeneity) -> list[str]:
     """What one strength a comparison adds."""
-    fit, interval, annotator = found.fits["comparison"], _interval(found, "comparison"), found.fits["annotator"]
+    fit, annotator = found.fits["comparison"], found.fits["annotator"]
     assert fit is not None, "always fitted"
     sentences = []
-    if annotator is not None and fit.loglik > annotator.loglik:
+    if annotator is not None and fit.loglik > annotator.loglik + _WORTH_TELLING:
         sentences.append(
             "One strength a comparison is the more likely of the two, by "
             f"{fit.loglik - annotator.loglik:.3g} in log-likelihood: the spread is asked for by {_BEND}, more than by "
@@ -103,7 +103,7 @@ def _bend(found: StrengthHeterogeneity) -> list[str]:
         )
     if not fit.converged:
         sentences.append(f"One strength a comparison has no estimate to rely on ({fit.message}).")
-    elif interval is not None and interval[0] == 0.0 and math.isinf(interval[1]):
+    elif _flat(found, "comparison"):
         sentences.append("For one strength a comparison the likelihood is flat: these pairs tell no cv from another.")
     elif fit.at_boundary:
         sentences.append("With one strength a comparison no spread is the most likely.")
@@ -118,8 +118,12 @@ def _few(found: StrengthHeterogeneity) -> list[str]:
     return [f"With fewer than {FEW} such annotators the intervals and p-values, right for many, are rough."]
 
 
-def _interval(found: StrengthHeterogeneity, name: str) -> tuple[float, float] | None:
-    return None if found.profile is None else found.profile.interval[name]
+def _flat(found: StrengthHeterogeneity, name: str) -> bool:
+    """Neither the interval nor the test at its level excludes anything."""
+    if found.profile is None:
+        return False
+    low, high = found.profile.interval[name]
+    return low == 0.0 and math.isinf(high) and _p(found, name) >= 1.0 - found.profile.level
 
 
 def _p(found: StrengthHeterogeneity, alternative: str) -> float:

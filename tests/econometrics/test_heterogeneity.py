@@ -358,8 +358,13 @@ Change = Callable[[StrengthHeterogeneity], StrengthHeterogeneity]
 SAID: dict[str, tuple[Change, str]] = {
     "a spread": (lambda r: with_p(r, 0.01), "A spread of strengths between annotators is identified: cv"),
     "none rejected": (lambda r: with_p(r, 0.2), "That people differ is NOT established: no spread"),
-    "flat": (lambda r: with_interval(r, 0.0, math.inf), "NOT identified: the likelihood is flat, every cv is within"),
-    "flat comparison": (lambda r: with_interval(r, 0.0, math.inf), "these pairs tell no cv from another"),
+    "flat": (
+        lambda r: with_p(with_interval(r, 0.0, math.inf), 0.2),
+        "NOT identified: the likelihood is flat, every cv is within",
+    ),
+    "flat comparison": (lambda r: with_p(with_interval(r, 0.0, math.inf), 0.2), "these pairs tell no cv from another"),
+    "flat but for the test": (lambda r: with_p(with_interval(r, 0.0, math.inf), 0.01), "from 0 without an upper end"),
+    "a taste": (lambda r: with_p(r, 0.01), "A taste that the policy does not share counts as a low strength"),
     "no upper end": (lambda r: with_p(with_interval(r, 0.4, math.inf), 0.01), "from 0.4 without an upper end"),
     "no estimate": (lambda r: with_fit(r, "annotator", converged=False, message="why"), "is NOT told: one strength"),
     "no comparison": (lambda r: with_fit(r, "comparison", converged=False, message="why"), "rely on (why)"),
