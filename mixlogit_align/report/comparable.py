@@ -102,6 +102,12 @@ def settings_of(runs: Iterable[Run]) -> list[Setting]:
     ]
 
 
+def data_of(settings: Sequence[Setting]) -> str:
+    """The data where all settings share it, else ""; for names of figures."""
+    names = {setting.data for setting in settings}
+    return names.pop() if len(names) == 1 else ""
+
+
 def differences(settings: Sequence[Setting]) -> list[str]:
     """What tells each setting from the others, of data, model and method; "" for one alone."""
     names = [(setting.data, setting.model, setting.label) for setting in settings]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.report.averages import METRICS, Row, attributes_of, contextual, rows_of, said_of
-from mixlogit_align.report.comparable import differences, in_common, settings_of
+from mixlogit_align.report.comparable import data_of, differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
     MUTED,
     PANEL,
@@ -91,8 +91,7 @@ def gains_figure(runs: Sequence[Run], against: str | None = None, *, metric: str
         for label, setting in zip(differences(settings), settings, strict=True)
     }
     styles = styles_of(list(series))
-    data = "-".join(dict.fromkeys(setting.data for setting in settings))
-    name = slug(f"{figure_name(f'gains-over-{against}', metric)}-{data}")
+    name = slug(f"{figure_name(f'gains-over-{against}', metric)}-{data_of(settings)}")
     occasions = set().union(*(contextual(run) for run, _ in found[against]))
     attributes = sorted(attributes_of(results.values()), key=lambda attribute: attribute in occasions)
     reach = _reach(series)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.report.averages import METRICS, Row, attributes_of, require_evaluated, rows_of, said_of
-from mixlogit_align.report.comparable import Setting, differences, in_common, settings_of
+from mixlogit_align.report.comparable import Setting, data_of, differences, in_common, settings_of
 from mixlogit_align.report.figures.drawing import (
     INK,
     MUTED,
@@ -67,8 +67,7 @@ def subgroup_margins_figure(
               for name in (_attributes(setting) if attribute is None else [attribute])]  # fmt: skip
     if not panels:
         return None
-    data = "-".join(dict.fromkeys(setting.data for setting in settings))
-    name = slug(f"{figure_name('margins', metric)}-{attribute or ''}-{data}")
+    name = slug(f"{figure_name('margins', metric)}-{attribute or ''}-{data_of(settings)}")
     reach = _reach([row for _, _, rows in panels for row in rows])
     kinds = {row.kind for _, _, rows in panels for row in rows}
     results = [run.evaluation for run in runs if run.evaluation is not None]

@@ -18,7 +18,7 @@ import torch
 
 from mixlogit_align.alignment.config import LearnedUpdate, PreferenceConfig
 from mixlogit_align.alignment.strength import constant_gradient_drift
-from mixlogit_align.report.comparable import Setting, in_common, mean, settings_of
+from mixlogit_align.report.comparable import Setting, data_of, in_common, mean, settings_of
 from mixlogit_align.report.figures.drawing import (
     MUTED,
     TRUTH,
@@ -119,7 +119,7 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
     models = len({setting.model for setting in settings}) > 1
     for setting in settings:
         panels.setdefault(f"{setting.label}{f'; {setting.model}' if models else ''}", []).append(setting)
-    name = slug(f"variance-{'-'.join(styles)}")
+    name = slug(f"variance-{data_of(settings)}")
     seeds = max(len(setting.runs) for setting in settings)
     banded = any(_bands(setting.runs) for setting in settings)
     return Figure(
@@ -136,8 +136,9 @@ def variance_figure(runs: Sequence[Run]) -> Figure | None:
         "The variance of the learned strength, as it stands, after so many examples"
         + (f"; thin lines are up to {seeds} seeds, thick ones their mean" if seeds > 1 else "")
         + f".{f' {DRIFT}' if banded else ''} Lower on one data set than on another is no evidence of less "
-        "heterogeneity: the strength is in the unit of the policy's log-ratios, and a loss that sees one comparison at a time hardly "
-        "tells its spread. `mixlogit-align strength` fits it with a standard error, by annotator where they are known."
+        "heterogeneity: the strength is in the unit of the policy's log-ratios, and a loss that sees one comparison at "
+        "a time hardly tells its spread. `mixlogit-align strength` fits it with a standard error, by annotator where "
+        "they are known."
         + in_common(settings),
     )  # fmt: skip
 
