@@ -13,6 +13,7 @@ import warnings
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -477,7 +478,8 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    read = pd.read_parquet if _table_type(path) == "parquet" else pd.read_csv
+    # a column of a CSV file has one type: ids must not be numbers in one part of it and texts in another
+    read = pd.read_parquet if _table_type(path) == "parquet" else partial(pd.read_csv, low_memory=False)
     if not path.is_file():
         _refuse("table", f"{str(path)!r}, which is not there", "a file", "its path from this folder, or a whole one")
     try:

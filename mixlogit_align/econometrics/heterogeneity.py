@@ -54,7 +54,7 @@ class _Annotators(NamedTuple):
     """Who judged: (S,) numbers from 0, of the N known ones first; comparisons of unknown ones have each its own."""
 
     codes: Array
-    ids: Array
+    ids: pd.Index
 
 
 @own_threads()
@@ -192,7 +192,7 @@ def _annotators(column: pd.Series) -> _Annotators:
     codes, ids = pd.factorize(column)
     unknown = codes < 0
     codes[unknown] = len(ids) + np.arange(unknown.sum())
-    return _Annotators(codes.astype(np.int64, copy=False), np.asarray(ids, dtype=object))
+    return _Annotators(codes.astype(np.int64, copy=False), pd.Index(ids))
 
 
 def _require_both_signs(difference: torch.Tensor) -> None:

@@ -30,6 +30,7 @@ from mixlogit_align.econometrics import (
     simulate_choices,
     strength_heterogeneity,
 )
+from mixlogit_align.econometrics.command import read_table
 from mixlogit_align.econometrics.heterogeneity_profile import CvProfile
 from mixlogit_align.econometrics.heterogeneity_results import StrengthEstimate
 from mixlogit_align.errors import ConvergenceError, InvalidInputError
@@ -551,6 +552,13 @@ def test_what_cannot_be_measured_is_one_line(line: str, status: int, says: str, 
     assert says in err
     assert err.count("\n") == 1
     assert not (tmp_path / "heterogeneity").exists()
+
+
+def test_ids_of_a_csv_file_have_one_type(tmp_path: Path) -> None:
+    """Of a long file pandas may read 7 in one part and "7" in another, which would be two annotators."""
+    ids = [7] * 300_000 + ["x", 7]
+    pd.DataFrame({"annotator_id": ids}).to_csv(tmp_path / "long.csv", index=False)
+    assert set(read_table(tmp_path / "long.csv")["annotator_id"]) == {"7", "x"}
 
 
 def test_help_has_examples_and_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
