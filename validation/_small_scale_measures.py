@@ -57,7 +57,7 @@ Vector = npt.NDArray[np.float64]
 
 UNPENALISED = 1e4  # scikit-learn's C, the largest of AlpacaEval's
 METRICS = ("margin/sum", "accuracy", "loglik")
-SHOWS, SHOWS_NOT, UNKNOWN = "shows", "does not show", "cannot be told"
+WORDS = SHOWS, SHOWS_NOT, UNKNOWN = "shows", "does not show", "cannot be told"
 
 
 def draws(table: PairTable, *, resampled: bool) -> tuple[Vector, Vector]:

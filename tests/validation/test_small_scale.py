@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from scipy import stats
 
 from mixlogit_align.alignment.evaluation import Estimate, PairTable
+from validation import _small_scale_claims as claims
 from validation import _small_scale_measures as measures
 
 
@@ -101,3 +103,22 @@ def test_interval_over_seeds_is_students():
 def test_verdict(lower, upper, expected):
     estimate = Estimate(value=0.0, standard_error=1.0, lower=lower, upper=upper)
     assert measures.verdict(estimate, least=1.0) == expected
+
+
+def test_run_time_is_read_from_the_benchmark(tmp_path):
+    """One ratio near the paper's, one far from it: the first is as the paper says, and both are modest."""
+    columns = ["method", "step / DPO's", "the paper's ratio"]
+    rows = [
+        ["LogNormal, Monte Carlo 16", "1.0180 (1.0150 to 1.0210)", 1.02],
+        ["Gamma, closed form", "0.9987 (0.9910 to 1.0072)", 1.1],
+    ]
+    path = tmp_path / "overhead.json"
+    path.write_text(json.dumps({"tables": {"70M": {"columns": columns, "rows": rows}}}))
+    found = {(claim.method, claim.claim): claim for claim in claims.runtime_claims(path)}
+    as_said = "a random strength costs what the paper says"
+    assert [found[family, "the overhead is modest"].verdict for family in claims.FAMILIES] == [measures.SHOWS] * 2
+    assert [found[family, as_said].verdict for family in claims.FAMILIES] == [measures.SHOWS, measures.SHOWS_NOT]
+    # 0.01 less the distances of 1.015 and 1.02 (inside) from 1.02
+    estimate = found["LogNormal", as_said].estimate
+    assert (estimate.lower, estimate.upper) == pytest.approx((0.005, 0.01), rel=1e-9)
+    assert {claim.claim for claim in found.values()} <= claims.WHY.keys()
