@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -283,11 +284,18 @@ def _origin(config: AlignmentConfig) -> _Origin:
 def _policy(path: str) -> _Origin:
     """Of the policy in a folder or at a hub; one that another run made is that run's."""
     folder = Path(path).parent if Path(path).name in ("policy", "adapter") else Path(path)
-    if (folder / "config.yaml").is_file():
-        earlier = load_config(folder / "config.yaml")
-        origin = _origin(earlier)
-        return _Origin(origin.label, origin.model, _plain(earlier))
+    settings = folder / "config.yaml"
+    if settings.is_file():
+        return _made_by(settings, settings.stat().st_mtime_ns)
     return _Origin(folder.name or path, path, path)
+
+
+@lru_cache
+def _made_by(settings: Path, changed: int) -> _Origin:
+    """Of the policy of the run with these settings, read once as long as the file does not change."""
+    earlier = load_config(settings)
+    origin = _origin(earlier)
+    return _Origin(origin.label, origin.model, _plain(earlier))
 
 
 def _models(data: Sequence[str], firsts: Sequence[Run]) -> list[str]:
