@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mixlogit_align.report.comparable import is_dpo, mean, sd, settings_of, without_method
-from mixlogit_align.report.figures.drawing import INK, MUTED, PANEL, SERIES, TRUTH, Figure, Key, Panel, Style
+from mixlogit_align.report.figures.drawing import INK, MUTED, PANEL, PAPER, SERIES, TRUTH, Figure, Key, Panel, Style
 from mixlogit_align.report.figures.subgroups import around, name_rows
 from mixlogit_align.report.files import Run
 
@@ -37,7 +37,8 @@ def runtime_figure(runs: Sequence[Run]) -> Figure | None:
                 axes.errorbar(middle, y, xerr=spread, color=INK, capsize=3, linewidth=1.2, zorder=3)
             axes.plot(middle, y, **{**MEAN, "linestyle": "none"}, zorder=4)
             axes.annotate(f"{middle:.2f}×", (middle, y), xytext=(0, 7), textcoords="offset points", ha="center",
-                          color=INK, fontsize="small")  # fmt: skip
+                          color=INK, fontsize="small", zorder=5,
+                          bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6})  # fmt: skip
         name_rows(axes, list(ratios))
         low, high = around([1.0, *(end for each in ratios.values() for end in _ends(each))])
         air = 0.08 * (high - low)  # for the numbers over the outermost

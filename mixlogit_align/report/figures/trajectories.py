@@ -198,7 +198,7 @@ Band = tuple[list[float], list[dict[str, float]], str]  # examples seen, how far
 
 
 def _bands(runs: Sequence[Run], styles: Mapping[str, Style] | None = None) -> list[Band]:
-    """Of the runs whose strength is learned by its own learning rate, each once; grey, or in the runs' colours."""
+    """Of runs with a learned strength, each start and rate once, as far as the longest; grey, or in their colours."""
     found: dict[str, Band] = {}
     for run in runs:
         config = run.config.preference
@@ -207,8 +207,8 @@ def _bands(runs: Sequence[Run], styles: Mapping[str, Style] | None = None) -> li
             continue
         chosen = states[:: max(len(states) // GRID_POINTS, 1)]
         chosen += [states[-1]] if chosen[-1] is not states[-1] else []
-        key = f"{config.strength} {config.optim} {[(state.step, state.examples_seen) for state in chosen]}"
-        if key not in found:
+        key = f"{config.strength} {config.optim} {config.batch_size}"
+        if key not in found or found[key][0][-1] < chosen[-1].examples_seen:
             color = MUTED if styles is None else styles[run.name]["color"]
             reach = [under_constant_gradient(config, state.step) for state in chosen]
             found[key] = [state.examples_seen for state in chosen], reach, color
