@@ -40,20 +40,22 @@ def checks(evidence: Evidence) -> list[Check]:
 
     Nothing here speaks of heterogeneity: a spread of strength that training has learned is no evidence of it.
     """
-    named = list(zip(labels(evidence.runs), evidence.runs, strict=True))
     tuned = [run for run in evidence.runs if run.config.preference is None]
-    against: dict[str, list[Check]] = {}
-    for label, run in named:
-        for gains in run.gains.values():
-            against.setdefault(f"Gains over {gains['against']}", []).append(_gained(label, gains))
-    for label, run in named:
-        for judged in run.winrates.values():
-            against.setdefault(f"Win rates against {judged['opponent']}", []).append(_won(label, judged))
+    gained: dict[str, list[Check]] = {}
+    won: dict[str, list[Check]] = {}
+    for world, runs in evidence.by_data.items():
+        where = f" on {world}" if len(evidence.by_data) > 1 else ""
+        for label, run in zip(labels(runs), runs, strict=True):
+            for found in run.gains.values():
+                pairs = f"{found['averages'][0]['num_pairs']:,} held-out pairs{where}"
+                gained.setdefault(f"Gains over {found['against']} ({pairs})", []).append(_gained(label, found))
+            for found in run.winrates.values():
+                won.setdefault(f"Win rates against {found['opponent']}{where}", []).append(_won(label, found))
     return [
         *(check for recovery in evidence.recoveries for check in _recovered(recovery)),
         *([_trained(f"Supervised fine-tuning on {data_names(tuned)}", "sft", tuned)] if tuned else []),
         *(_trained(f"Aligned on {world}", "preference", runs) for world, runs in evidence.worlds.items()),
-        *(_together(what, found) for what, found in against.items()),
+        *(_together(what, together) for what, together in {**gained, **won}.items()),
     ]
 
 
@@ -119,12 +121,10 @@ def _gained(label: str, found: Mapping[str, Any]) -> Check:
     metric = main_metric(found)
     judged = [name for name in (metric, "loglik") if name in overall["estimates"]]
     sides = [_side(overall["estimates"][name], 0.0) for name in judged]
-    contrary = (
-        " (the margin says one thing and the likelihood the opposite)" if -sides[0] in sides[1:] and sides[0] else ""
-    )
+    contrary = " (margin and likelihood disagree)" if -sides[0] in sides[1:] and sides[0] else ""
     outcome = _outcome(sides)
     parts = [f"{name} {_estimate(overall['estimates'][name])}" for name in dict.fromkeys(judged)]
-    return Check(outcome, f"{label} {', '.join(parts)}{contrary} on {overall['num_pairs']:,} held-out pairs")
+    return Check(outcome, f"{label} {', '.join(parts)}{contrary}")
 
 
 def _won(label: str, found: Mapping[str, Any]) -> Check:

@@ -188,6 +188,14 @@ class Evidence:
     runs: Sequence[Run]
 
     @property
+    def by_data(self) -> dict[str, list[Run]]:
+        """Runs that may be compared, for they saw the same kind of data."""
+        found: dict[str, list[Run]] = {}
+        for run in self.runs:
+            found.setdefault(run.data_name, []).append(run)
+        return found
+
+    @property
     def worlds(self) -> dict[str, list[Run]]:
         """Runs with a preference stage, by the data they saw."""
         found: dict[str, list[Run]] = {}

@@ -35,7 +35,7 @@ def main_metric(found: Mapping[str, Any]) -> str:
 def margins_table(labels: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     """Every metric over all pairs; one column a run, and of one run its interval beside."""
     overall = [evaluation["averages"][0]["estimates"] for evaluation in found]
-    names = list(dict.fromkeys(name for estimates in overall for name in estimates))
+    names = _names(overall)
     rows = [[_metric(name), *(_with_interval(estimates.get(name), name) for estimates in overall)] for name in names]
     for key, what, shape in (
         ("brier", "Brier score<br><small>a coin: 0.25</small>", ".4f"),
@@ -84,7 +84,7 @@ def every_metric_table(found: Mapping[str, Any]) -> str:
 def gains_table(labels: Sequence[str], found: Sequence[Mapping[str, Any]]) -> str:
     """Gains over all pairs; one column a run and opponent."""
     overall = [gains["averages"][0]["estimates"] for gains in found]
-    names = list(dict.fromkeys(name for estimates in overall for name in estimates))
+    names = _names(overall)
     rows = [
         [_metric(name), *(_with_interval(estimates.get(name), name, "+") for estimates in overall)] for name in names
     ]
@@ -133,6 +133,12 @@ def _either_way(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str
     columns = zip(*(cells for _, *cells in rows), strict=True)
     turned = [[escape(label), *cells] for label, cells in zip(head[1:], columns, strict=True)]
     return table([head[0], *titles], turned, caption)
+
+
+def _names(overall: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics of all, in the order of `METRICS`."""
+    found = dict.fromkeys(name for estimates in overall for name in estimates)
+    return [*(name for name in METRICS if name in found), *(name for name in found if name not in METRICS)]
 
 
 # --- cells -------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def build_page(evidence: Evidence) -> str:
         *_alarms(evidence.runs),
         *(_recovery(recovery) for recovery in evidence.recoveries if recovery.rows),
         *_fine_tuning(evidence.runs),
-        *(section for world, runs in _by_data(evidence.runs).items() for section in _world(world, runs, evidence)),
+        *(section for world, runs in evidence.by_data.items() for section in _world(world, runs, evidence)),
         *_weights(evidence),
         *_runtime(evidence.runs),
         *_unmeasured(evidence.runs),
@@ -126,14 +126,6 @@ def _title(evidence: Evidence) -> str:
 def _contents(sections: Sequence[_Section]) -> str:
     links = "".join(f'<li><a href="#{section.anchor}">{escape(section.title)}</a></li>' for section in sections)
     return f'<nav aria-label="Contents"><details><summary>Contents</summary><ul>{links}</ul></details></nav>'
-
-
-def _by_data(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that may be compared, for they saw the same kind of data."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        found.setdefault(run.data_name, []).append(run)
-    return found
 
 
 def _verdict(title: str, found: Sequence[Check], evidence: Evidence) -> str:
@@ -212,7 +204,7 @@ def _fine_tuning(runs: Sequence[Run]) -> list[_Section]:
 def _world(world: str, runs: Sequence[Run], evidence: Evidence) -> Iterator[_Section]:
     """What runs on the same kind of data did and how they compare."""
     names, aligned = labels(runs), [run for run in runs if run.config.preference is not None]
-    where = f": {world}" if len(_by_data(evidence.runs)) > 1 else ""
+    where = f": {world}" if len(evidence.by_data) > 1 else ""
     if aligned:
         drawn = [figures.curves_figure(world, aligned), figures.calibration_figure(world, aligned)]
         yield _Section(f"Alignment: {world}", tables.methods_table(aligned) + "".join(map(_figure, drawn)))

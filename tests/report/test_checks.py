@@ -97,11 +97,11 @@ def estimate(*ends: float | None) -> dict[str, Any]:
     "margin, loglik, expected, words",
     [
         ((0.1, 0.3), (-0.1, 0.1), True, "margin/sum +0.2 (+0.1 to +0.3), loglik"),
-        ((0.1, 0.3), (0.1, 0.2), True, "on 1,234 held-out pairs"),
+        ((0.1, 0.3), (0.1, 0.2), True, "loglik +0.15 (+0.1 to +0.2)."),
         ((-0.3, -0.1), (-0.1, 0.1), False, "margin/sum -0.2 (-0.3 to -0.1)"),
         ((-0.1, 0.3), (0.1, 0.2), None, "margin/sum +0.1"),
-        ((0.1, 0.3), (-0.2, -0.1), None, "the likelihood the opposite"),
-        ((-0.3, -0.1), (0.1, 0.2), None, "the likelihood the opposite"),
+        ((0.1, 0.3), (-0.2, -0.1), None, "(margin and likelihood disagree)"),
+        ((-0.3, -0.1), (0.1, 0.2), None, "(margin and likelihood disagree)"),
         ((None, None), (None, None), None, "no interval"),
     ],
     ids=["margin", "both", "loss", "open", "overconfident", "modest", "few"],
@@ -115,7 +115,7 @@ def test_gain_over_another_run(tmp_path: Path, margin: tuple, loglik: tuple, exp
     (folder / "gains-over-sft.json").write_text(json.dumps(content))
     check = checks(read_evidence([folder]))[-1]
     assert check.passed is expected
-    assert check.text.startswith("Gains over SFT: DPO ")
+    assert check.text.startswith("Gains over SFT (1,234 held-out pairs): DPO margin/sum ")
     assert words in check.text
 
 
