@@ -25,6 +25,9 @@ QUESTION = "domain"
 WHY = {
     "margins differ between subgroups": "a policy that is not told who asks has one order for all: groups differ only "
     "in how far they agree with it, and a few hundred held-out people show no small differences",
+    "margins differ between questions": "the seeds' held-out votes on a question are few",
+    "a check that has to show: margins differ between halves that differ": "the seeds differ by more than the halves",
+    "a check that must not show: margins differ between halves that are alike": "as it has to be",
     "underrepresented groups have lower margins": "small groups have wide intervals, and nothing ties a group's margin "
     "to its size but how far its votes agree with everyone's",
     "macro averaged margin gains": "margins are in nats: they grow with the log-ratios that a loss asks for, and that "
@@ -125,20 +128,22 @@ def subgroup_claims(study: Study, seeds: Sequence[int]) -> list[Claim]:
     unit = "variance of true subgroup means beyond their standard errors, over the squared mean margin"
     found = [
         Claim(
-            section="5.1, Fig. 2", claim="margins differ between subgroups", data=data, method="DPO",
-            quantity=f"{unit}; {what}", values=[spread(measured, attributes) for measured in dpo(data)], least=0.01,
+            section="5.1, Fig. 2", claim=claim, data=data, method="DPO", quantity=f"{unit}; {what}",
+            values=[spread(measured, attributes) for measured in dpo(data)], least=0.01,
             note=note,
         )
-        for data, what, attributes, note in (
-            ("mg2019", "education", PEOPLE[:1],
+        for claim, data, what, attributes, note in (
+            ("margins differ between subgroups", "mg2019", "education", PEOPLE[:1],
              "the policy is not told who asks: a group's margin is how far it agrees with everyone's order"),
-            ("mg2019", "five demographics", PEOPLE, "as above"),
-            ("mg2019", "question", (QUESTION,),
+            ("margins differ between subgroups", "mg2019", "five demographics", PEOPLE, "as above"),
+            ("margins differ between questions", "mg2019", "question", (QUESTION,),
              "questions differ in texts and in how far people agree; their people are the same, which the variance "
              "leaves out"),
-            (SIMULATED[1], "weaker and stronger half of the annotators", ("cohort",),
-             "known to be true: the stronger half's votes follow the utilities more closely"),
-            (SIMULATED[0], "halves of annotators who are all alike", ("cohort",), "known to be false: a check"),
+            ("a check that has to show: margins differ between halves that differ", SIMULATED[1],
+             "weaker and stronger half of the annotators", ("cohort",),
+             "the stronger half's votes follow the utilities more closely"),
+            ("a check that must not show: margins differ between halves that are alike", SIMULATED[0],
+             "halves of annotators who are all alike", ("cohort",), "any difference is by chance"),
         )
     ]  # fmt: skip
     found.append(

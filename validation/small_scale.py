@@ -66,7 +66,7 @@ from mixlogit_align.econometrics import strength_heterogeneity
 from mixlogit_align.errors import ConvergenceError
 from mixlogit_align.report.figures import gains_figure, runtime_figure, subgroup_margins_figure, variance_figure
 from mixlogit_align.report.figures.runtime import relative_seconds
-from mixlogit_align.report.figures.trajectories import allowed
+from mixlogit_align.report.figures.trajectories import under_constant_gradient
 from mixlogit_align.report.files import Run
 
 DPI = 110
@@ -210,9 +210,10 @@ def show_strength(report: Report, study: Study, seeds: Sequence[int]) -> None:
     """Figures 4 and 7, in numbers."""
     report.section(
         "The learned strength (Figs. 4, 7)",
-        "Variance of the strength, and what the learning rate allows: each parameter moved by the way that RMSprop "
-        "takes under a constant gradient, in whichever direction. A variance that stays inside says how the gradient "
-        "pointed, not how heterogeneous people are. Numbers of the seeds, one by one.",
+        "Variance of the strength, and where a gradient that never changed its sign would have taken it: each "
+        "parameter moved by the way that RMSprop then takes, in whichever direction (a gradient that grows goes "
+        "further, one that changes its sign less far). A variance about the edge was still on its way when training "
+        "ended: where it ended is set by the learning rate and the number of steps. Numbers of the seeds, one by one.",
     )
     rows = []
     for family in FAMILIES:
@@ -221,7 +222,7 @@ def show_strength(report: Report, study: Study, seeds: Sequence[int]) -> None:
                 own = [study[data, f"{family} {rate}", seed] for seed in seeds]
                 preference = own[0].run.config.preference
                 assert preference is not None
-                reach = allowed(preference, own[0].strength["planned_steps"])
+                reach = under_constant_gradient(preference, own[0].strength["planned_steps"])
                 shares = [max(x.strength["share_of_drift"].values()) for x in own]
                 rows.append(
                     [
@@ -236,8 +237,8 @@ def show_strength(report: Report, study: Study, seeds: Sequence[int]) -> None:
                 )  # fmt: skip
     report.table(
         "strength", "Learned strength at the end of training",
-        ["method", "data", "variance at the start", "at the end", "allowed by the rate", "cv", "mean",
-         "share of the drift used", "true cv"], rows,
+        ["method", "data", "variance at the start", "at the end", "under a constant gradient", "cv", "mean",
+         "way, over that of a constant gradient", "true cv"], rows,
     )  # fmt: skip
 
 
