@@ -8,6 +8,9 @@ from mixlogit_align.alignment.config import AlignmentConfig
 from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.errors import InvalidInputError, explain
 
+# In the folder of a run of both stages, the policy between them.
+SUPERVISED = Path("sft", "policy")
+
 
 def run_config(run: str | Path) -> AlignmentConfig:
     """The settings of a run.

@@ -2,8 +2,9 @@
 
 The folder: ``config.yaml`` (resolved), ``run.json`` (status, alarms, final held-out metrics), ``data.json`` (what the
 reader and the truncation policy met), ``metrics.jsonl``, ``checkpoints/``, ``policy/`` (Hugging Face format) and, after
-a preference stage, ``strength.json`` and ``log_ratios.parquet``; with simulated data also ``truth.json``. An
-interrupted, killed or failed run leaves what was written so far, and can be resumed.
+a preference stage, ``strength.json`` and ``log_ratios.parquet``; with simulated data also ``truth.json``. A run of both
+stages that has no adapters keeps the policy between them as ``sft/policy/``. An interrupted, killed or failed run
+leaves what was written so far, and can be resumed.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ from mixlogit_align.alignment.data.schema import SPLITS, Split
 from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.environment import machine, versions
 from mixlogit_align.alignment.evaluation import PairTable, held_out_pairs, write_pairs
+from mixlogit_align.alignment.finished import SUPERVISED
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.logratios import SequenceLogProbs
 from mixlogit_align.alignment.loss_config import LossConfig
@@ -324,6 +326,8 @@ class Run:
             if config.sft is not None and (self.reached is None or self.reached.stage == "sft"):
                 stage = self._sft(config.sft)
                 self._train(stage, self.rows, self._restore(stage))
+                if config.preference is not None and config.lora is None:
+                    self._export(self.folder.path / SUPERVISED.parent)
             if config.preference is not None and preference_loss is not None:
                 strength, truth = self._preference(self._preference_stage(config.preference, preference_loss))
         self._export(self.folder.path)

@@ -9,6 +9,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -42,6 +43,8 @@ from mixlogit_align.alignment.config import (
 )
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import HHData, HumourData, SimulatedData, TableData
+from mixlogit_align.alignment.evaluation import policy_pairs, run_pairs
+from mixlogit_align.alignment.finished import SUPERVISED
 from mixlogit_align.alignment.folder import RunFolder
 from mixlogit_align.alignment.hf import load
 from mixlogit_align.alignment.parallel import World
@@ -152,6 +155,16 @@ def test_the_policy_comes_back_from_its_folder_as_it_was_judged(finished):
         with torch.no_grad():
             chosen.append(sequence_logprobs(policy, ids, torch.arange(ids.shape[1])[None] >= row.prompt_length))
     assert torch.cat(chosen).mean().item() == pytest.approx(finished.metrics["preference"]["logps/chosen"], rel=1e-5)
+
+
+def test_the_policy_between_the_stages_is_kept_and_is_the_reference(finished):
+    config = load_config(finished.path / "config.yaml")
+    between = policy_pairs(finished.path / SUPERVISED, config.data, config.tokenization)
+    found = run_pairs(finished.path)
+    # float32 sums of a few dozen nats
+    assert between.policy_chosen == pytest.approx(found.reference_chosen, rel=1e-5)
+    assert between.policy_rejected == pytest.approx(found.reference_rejected, rel=1e-5)
+    assert not np.allclose(between.policy_chosen, found.policy_chosen, rtol=1e-3)
 
 
 def test_a_run_repeats_itself(finished, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mixlogit_align.alignment import dump_config
+from mixlogit_align.alignment import dump_config, load_config
 from mixlogit_align.alignment.config import PreferenceConfig, PretrainedModel, TokenizationConfig
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.data.config import SimulatedData
@@ -321,6 +322,18 @@ def test_judge_without_any_verdict_is_told_with_its_faults(runs: tuple[Path, Pat
 def test_run_that_does_not_name_its_supervised_policy_needs_an_opponent(runs: tuple[Path, Path]) -> None:
     with pytest.raises(InvalidInputError, match="--opponent"):
         judge_run(runs[0], None, longer, sample=12)
+
+
+def test_run_of_both_stages_is_held_against_the_policy_between_them(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    run = shutil.copytree(runs[0], tmp_path / "both")
+    shutil.copytree(runs[1] / "policy", run / "sft" / "policy")
+    found = judge_run(run, None, longer, sample=12, generation=GREEDY, num_replications=50)
+    assert (found.opponent, found.out) == ("sft", run / "winrate-sft")
+    theirs = generate(
+        run / "sft" / "policy", sample_prompts(load_data(load_config(run / "config.yaml").data).split("eval"), 12, 0),
+        load_config(run / "config.yaml").tokenization, GREEDY, name="sft",
+    )  # fmt: skip
+    assert list(read_outputs(found.out / "opponent_outputs.json").responses) == list(theirs.outputs.responses)
 
 
 def test_unfinished_opponent_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from mixlogit_align.alignment.config import AlignmentConfig, PretrainedModel
 from mixlogit_align.alignment.data import load_data
 from mixlogit_align.alignment.durable import write_durably
-from mixlogit_align.alignment.finished import policy_of, run_config
+from mixlogit_align.alignment.finished import SUPERVISED, policy_of, run_config
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.settings import load_config
 from mixlogit_align.alignment.winrate.alpaca_eval import (
@@ -355,13 +355,15 @@ def _controlled(
 
 def _began_with(run: Path, config: AlignmentConfig | None) -> Path:
     """The policy that a run's preference stage began with, where it lies in a folder."""
-    known = config is not None and config.sft is None and config.preference is not None
-    if config is not None and known and isinstance(config.model, PretrainedModel):
-        return Path(config.model.path)
+    if config is not None and config.preference is not None:
+        if config.sft is not None and (run / SUPERVISED).is_dir():
+            return run / SUPERVISED
+        if config.sft is None and isinstance(config.model, PretrainedModel):
+            return Path(config.model.path)
     raise InvalidInputError(
         explain(
             "opponent",
-            got=f"none, and {run} does not name the policy its preference stage began with",
+            got=f"none, and {run} neither names nor keeps the policy that its preference stage began with",
             expected="an opponent",
             hint="--opponent with another run, a policy, or a file of outputs",
         )
