@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -314,14 +315,18 @@ def strength_claims(study: Study, seeds: Sequence[int]) -> list[Claim]:
     return found
 
 
+def benchmarked(overhead: Path) -> tuple[str, list[str], list[list[Any]]]:
+    """The benchmark's first table: what it was measured on, columns, and rows."""
+    place, table = next(iter(json.loads(overhead.read_text())["tables"].items()))
+    return place, table["columns"], table["rows"]
+
+
 def runtime_claims(overhead: Path) -> list[Claim]:
     """Section 5.4, Figure 5: run time, from the report of the benchmark that measures it, ``overhead.json``."""
-    record = json.loads(overhead.read_text())
-    place, table = next(iter(record["tables"].items()))
-    columns = table["columns"]
+    place, columns, rows = benchmarked(overhead)
     found = []
     for method, family in (("LogNormal, Monte Carlo 16", "LogNormal"), ("Gamma, closed form", "Gamma")):
-        row = next(row for row in table["rows"] if row[0] == method)
+        row = next(row for row in rows if row[0] == method)
         ratio, lower, upper = map(float, re.findall(r"[0-9.]+", row[columns.index("step / DPO's")]))
         paper = row[columns.index("the paper's ratio")]
         found += [
