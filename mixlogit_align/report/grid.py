@@ -31,7 +31,7 @@ class Grid:
     heads : sequence of sequence of (str, int)
         Of the other columns: lines of titles, each with how many columns it spans; the last line has one a column.
     rows : sequence of sequence of str
-        Plain text; stars after a number are marks of significance.
+        Plain text; stars and daggers after a number are marks of significance.
     caption : str
 
     Raises
@@ -134,6 +134,6 @@ class Grid:
 
 
 def escape_latex(text: str) -> str:
-    """Plain text as LaTeX; stars are raised."""
+    """Plain text as LaTeX; stars and daggers are raised."""
     escaped = "".join(LATEX.get(character, character) for character in text)
-    return re.sub(r"\*+", lambda found: f"$^{{{found[0]}}}$", escaped)
+    return re.sub(r"[*†]+", lambda found: "$^{" + found[0].replace("†", r"\dagger") + "}$", escaped)

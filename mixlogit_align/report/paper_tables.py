@@ -14,7 +14,8 @@ from mixlogit_align.report.grid import Grid
 
 MARGIN = "margin/sum"
 PAPER_RATE = "1e-4"
-Find = Callable[[Run], "Mapping[str, Any] | None"]  # an estimate of one run, with "stars" for its difference from DPO
+BELOW = "†"  # where a star would be read as a gain
+Find = Callable[[Run], "Mapping[str, Any] | None"]  # an estimate of one run, with "marks" of its difference from DPO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def _margin(run: Run, dpo: set[str]) -> Mapping[str, Any] | None:
     if estimate is None:
         return None
     gains = [gain for result in run.gains.values() if result["against"] in dpo and (gain := _overall(result))]
-    return {**estimate, "stars": min((stars(gain["pvalue"]) for gain in gains), key=len, default="")}
+    return {**estimate, "marks": _common([_marks(gain["pvalue"], gain["value"]) for gain in gains])}
 
 
 def _overall(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -166,21 +167,33 @@ def _finder(of: Callable[[Mapping[str, Any], bool], Any], kind: tuple[str, str],
 
 
 def _win_rate(result: Mapping[str, Any], beside: bool) -> Mapping[str, Any]:
-    rate = result["win_rate"]
+    rate, paired = result["win_rate"], result["compared"]["test"] if beside else None
     return {
         "value": rate["percent"],
         "standard_error": rate["standard_error"],
-        "stars": stars(result["compared"]["test"]["test"]["pvalue"] if beside else None),
+        "marks": "" if paired is None else _marks(paired["test"]["pvalue"], paired["difference"]),
     }
 
 
 def _controlled(result: Mapping[str, Any], beside: bool) -> Mapping[str, Any] | None:
-    """There is no test of it, but an interval of the difference: a star where it has no 0."""
+    """There is no test of it, but an interval of the difference: a mark where it has no 0."""
     if result["controlled"] is None:
         return None
     difference = result["compared"]["controlled"] if beside else None
-    excluded = difference is not None and not difference["lower"] <= 0.0 <= difference["upper"]
-    return {**result["controlled"], "stars": "*" if excluded else ""}
+    above = difference is not None and difference["lower"] > 0.0
+    below = difference is not None and difference["upper"] < 0.0
+    return {**result["controlled"], "marks": "*" if above else BELOW if below else ""}
+
+
+def _marks(pvalue: float | None, difference: float) -> str:
+    """Stars of a difference from DPO above 0, daggers of one below."""
+    found = stars(pvalue)
+    return found.replace("*", BELOW) if found and difference < 0.0 else found
+
+
+def _common(marks: Sequence[str]) -> str:
+    """The fewest marks, which all have; none where some are above DPO and some below."""
+    return "" if len(set("".join(marks))) > 1 else min(marks, key=len, default="")
 
 
 # --- cells -------------------------------------------------------------------------------------------
@@ -188,29 +201,29 @@ def _controlled(result: Mapping[str, Any], beside: bool) -> Mapping[str, Any] | 
 
 @dataclass(frozen=True)
 class _Cell:
-    """What the runs of a setting have found, the stars that each of them has, and how many have not measured it."""
+    """What the runs of a setting have found, the marks that each of them has, and how many have not measured it."""
 
     seen: Seen | None
-    stars: str
+    marks: str
     lacking: int
 
     def text(self, decimals: int) -> str:
-        """Value and stars, then in parentheses the errors."""
+        """Value and marks, then in parentheses the errors."""
         if self.seen is None:
             return NONE
         errors = [number for number in (self.seen.standard_error, self.seen.spread) if number is not None]
         inside = f" ({'; '.join(f'{number:.{decimals}f}' for number in errors)})" if errors else ""
         measured = len(self.seen.each)
         told = f" [{measured} of {measured + self.lacking}]" if self.lacking else ""
-        return f"{self.seen.value:.{decimals}f}{self.stars}{inside}{told}".replace("-", "−")
+        return f"{self.seen.value:.{decimals}f}{self.marks}{inside}{told}".replace("-", "−")
 
 
 def _cell(setting: Setting | None, measure: _Measure) -> _Cell:
     if setting is None:
         return _Cell(None, "", 0)
     estimates = [found for run in setting.runs if (found := measure.find(run)) is not None]
-    fewest = min((estimate["stars"] for estimate in estimates), key=len, default="")
-    return _Cell(over_seeds(estimates), fewest, len(setting.runs) - len(estimates))
+    marks = _common([estimate["marks"] for estimate in estimates])
+    return _Cell(over_seeds(estimates), marks, len(setting.runs) - len(estimates))
 
 
 def _decimals(measure: _Measure, column: Iterable[_Cell]) -> int:
@@ -239,9 +252,10 @@ def _caption(measures: Sequence[_Measure], settings: Sequence[Setting]) -> str:
         tests.append("win rates by the sign-flip test over prompts, where the runs were compared")
     if any(head.startswith("LC-WR") for head in heads):
         said.append("LC-WR: the same at equal lengths.")
-        tests.append("one star at most for LC-WR, where the 95 % interval of the paired bootstrap has no 0")
+        tests.append("one mark at most for LC-WR, where the 95 % interval of the paired bootstrap has no 0")
     said.append(
-        f"Stars: different from DPO with p below 0.05 (*) or 0.01 (**)"
+        f"Stars: above DPO with p below 0.05 (*) or 0.01 (**); daggers: below DPO with p below 0.05 ({BELOW}) or 0.01 "
+        f"({2 * BELOW})"
         f"{', for every seed' if any(len(setting.runs) > 1 for setting in settings) else ''}: {'; '.join(tests)}. "
         f"They are not adjusted for the number of cells. {NONE}: not measured."
     )  # fmt: skip

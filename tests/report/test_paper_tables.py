@@ -1,4 +1,4 @@
-"""The tables of results: what is in a cell, which stars it has, and that text, HTML and LaTeX agree."""
+"""The tables of results: what is in a cell, which marks it has, and that text, HTML and LaTeX agree."""
 
 from __future__ import annotations
 
@@ -107,6 +107,28 @@ def test_a_gain_over_something_else_gives_no_star(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_below_dpo_has_daggers(tmp_path: Path) -> None:
+    """The method loses by 1 nat and 3 points, its length-controlled difference from -7 to -1."""
+    dpo = measured_run(tmp_path / "d", "DPO", DPO, evaluated=evaluation("DPO"), judged=winrate(50.0))
+    judged = winrate(47.0, 0.03)
+    judged["compared"]["test"]["difference"] = -3.0
+    judged["compared"]["controlled"] = {"value": -4.0, "standard_error": 2.0, "lower": -7.0, "upper": -1.0}
+    run = measured_run(tmp_path / "a", "gamma", GAMMA, evaluated=evaluation("gamma", -1.0), judged=judged,
+                       held={"dpo": gains("gamma", -1.0, 0.002)})  # fmt: skip
+    grid = results_table([dpo, run])
+    assert rows(grid)["MixDPO Gamma", "1e-4"][1:] == ["1.50†† (0.50)", "47.00† (2.50)", "46.00† (2.00)"]
+    assert "daggers: below DPO with p below 0.05 (†) or 0.01 (††)" in grid.caption
+    assert (r"1.50$^{\dagger\dagger}$" in grid.latex(), "1.50†† (0.50)" in grid.html()) == (True, True)
+
+
+def test_seeds_on_both_sides_of_dpo_have_no_mark(tmp_path: Path) -> None:
+    dpo = [measured_run(tmp_path / f"d{seed}", "DPO", DPO, seed=seed, evaluated=evaluation("DPO")) for seed in (0, 1)]
+    own = [measured_run(tmp_path / f"g{seed}", "gamma", GAMMA, seed=seed, evaluated=evaluation("gamma", gain),
+                        held={f"dpo{seed}": gains("gamma", gain, 0.001)})
+           for seed, gain in enumerate((1.0, -1.0))]  # fmt: skip
+    assert rows(results_table([*dpo, *own]))["MixDPO Gamma", "1e-4"][1] == "2.50 (0.50; 1.41)"
+
+
 def test_two_judges_have_columns_of_their_own(tmp_path: Path) -> None:
     run = measured_run(tmp_path / "a", "gamma", GAMMA, judged=winrate(60.0))
     other = measured_run(tmp_path / "b", "fast", FAST, judged=winrate(55.0) | {"judge": "another"})
@@ -145,12 +167,13 @@ def test_latex_is_balanced_and_escaped() -> None:
     "plain, latex",
     [
         ("3.50** (0.5)", "3.50$^{**}$ (0.5)"),
+        ("1.00†† (0.5)", r"1.00$^{\dagger\dagger}$ (0.5)"),
         ("a_b & c% #1 {x}", r"a\_b \& c\% \#1 \{x\}"),
         ("\\ ~ ^", r"\textbackslash{} \textasciitilde{} \textasciicircum{}"),
         ("< > |", r"\textless{} \textgreater{} \textbar{}"),
         ("– − × π", r"-- $-$ $\times$ $\pi$"),
     ],
-    ids=["stars", "special", "spelled", "compared", "signs"],
+    ids=["stars", "daggers", "special", "spelled", "compared", "signs"],
 )
 def test_latex_of_plain_text(plain: str, latex: str) -> None:
     assert escape_latex(plain) == latex
