@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import shutil
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from mixlogit_align.alignment.config import AlignmentConfig
 from mixlogit_align.alignment.durable import write_durably
+from mixlogit_align.alignment.finished import SUPERVISED
 from mixlogit_align.alignment.parallel import World, resolved
 from mixlogit_align.alignment.settings import dump_config, load_config
 from mixlogit_align.errors import InvalidInputError, explain
@@ -18,6 +20,13 @@ from mixlogit_align.errors import InvalidInputError, explain
 # What may change when a run is resumed: the trajectory stays the same, up to rounding.
 FREE = {"out", "name", "device", "checkpoint", "tracking", "activation_checkpointing"}
 FREE_OF_A_STAGE = {"accumulation", "eval_batch_size", "reference_cache"}
+# What a run and the commands about it write into its folder; a folder with winrate.json counts, too.
+WRITTEN = (
+    "config.yaml", "run.json", "data.json", "metrics.jsonl", "checkpoints", "policy", "adapter", SUPERVISED.parts[0],
+    "strength.json", "log_ratios.parquet", "truth.json", "tensorboard", "wandb", "wandb_id.txt",
+    "evaluation.json", "pairs.parquet", "gains-over-*.json", "winrate-*", "heterogeneity", "report.html",
+    ".*.new", ".*.partial",
+)  # fmt: skip
 
 
 class RunFolder:
@@ -50,7 +59,8 @@ class RunFolder:
         Raises
         ------
         InvalidInputError
-            When the folder holds a run that is neither to be replaced nor resumed, or was begun with other settings.
+            When the folder holds a run that is neither to be replaced nor resumed, or was begun with other settings;
+            when it holds something else, or is to be replaced and holds something beside a run.
         """
         return self.world.on_main(lambda: self._found(overwrite, resume))
 
@@ -59,7 +69,9 @@ class RunFolder:
             raise InvalidInputError(
                 explain("overwrite, resume", got="both", expected="one of them", hint="resume to go on with the run")
             )
-        if overwrite or not (self.path / "config.yaml").exists():
+        holds_run = (self.path / "config.yaml").exists()
+        self._refuse_others(holds_run=holds_run, replace=overwrite)
+        if overwrite or not holds_run:
             return "new"
         if not resume:
             raise InvalidInputError(
@@ -75,11 +87,13 @@ class RunFolder:
         return self.status()
 
     def begin(self, *, replace: bool) -> None:
-        """Make the folder ready to be written; with ``replace`` nothing of an earlier run stays."""
+        """Make the folder ready to be written; with ``replace`` nothing of an earlier run stays, and all else does."""
 
         def act() -> None:
             if replace and (self.path / "config.yaml").exists():
-                shutil.rmtree(self.path)
+                for path in self.path.iterdir():
+                    if _of_a_run(path):
+                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             self.path.mkdir(parents=True, exist_ok=True)
             write_durably(self.path / "config.yaml", dump_config(self.config))
 
@@ -101,6 +115,25 @@ class RunFolder:
         if self.world.is_main:
             write_durably(self.path / name, json.dumps(content, indent=2) + "\n")
 
+    def _refuse_others(self, *, holds_run: bool, replace: bool) -> None:
+        """Nobody's files are in the way: a run neither moves in with them nor takes them away."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InvalidInputError(
+                explain("out", got=f"{self.path}, which is a file", expected="a new folder", hint="another `out`")
+            )
+        found = sorted(self.path.iterdir()) if self.path.exists() else []
+        others = [path.name for path in found if not (holds_run and _of_a_run(path))]
+        if others and (replace or not holds_run):
+            named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+            raise InvalidInputError(
+                explain(
+                    "out",
+                    got=f"{self.path}, which holds {f'beside a run {named}' if holds_run else f'no run, but {named}'}",
+                    expected="a folder that holds nothing but a run" if holds_run else "a new or an empty folder",
+                    hint="moving them elsewhere, or another `out`" if holds_run else "another `out`",
+                )
+            )
+
     def _check_settings(self) -> None:
         """The run was begun with the same settings, those aside that do not change its trajectory."""
         before, now = (_flat(_compared(config)) for config in (load_config(self.path / "config.yaml"), self.config))
@@ -120,6 +153,11 @@ class RunFolder:
                     hint=f"--config {self.path / 'config.yaml'}, or another `out`",
                 )
             )
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether a file or folder in a run's folder is the run's, or of a command about it."""
+    return (path / "winrate.json").is_file() or any(fnmatch.fnmatchcase(path.name, name) for name in WRITTEN)
 
 
 def _compared(config: AlignmentConfig) -> dict[str, Any]:

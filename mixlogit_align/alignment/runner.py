@@ -128,7 +128,7 @@ def run_alignment(
         Called as ``progress(stage, examples_done, examples_total, metrics)`` on the main process;
         `mixlogit_align.alignment.RichProgress` draws bars.
     overwrite : bool
-        Replace an earlier run in the same folder.
+        Replace an earlier run in the same folder, with its results; refused where the folder holds anything else.
     resume : bool
         Go on from the last checkpoint of the run in the folder, on any number of processes: on the same number the
         trajectory is that of a run without a break, to the bit. Where there is no run, one begins; where one has
@@ -138,8 +138,8 @@ def run_alignment(
     ------
     InvalidInputError
         For a device that is not there, a rule that does not fit the strength, a batch size that the processes do not
-        divide, blocks that torch cannot compile where it should, or a folder that holds another run, before anything is
-        written; for missing data, or larger sets than pairs in a preference stage.
+        divide, blocks that torch cannot compile where it should, or a folder that holds another run or no run but
+        something else, before anything is written; for missing data, or larger sets than pairs in a preference stage.
     NonFiniteLossError
         When a loss, log-probability or gradient is NaN or infinite; ``run.json`` then names the pairs.
     CheckpointError

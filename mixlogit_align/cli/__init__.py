@@ -281,7 +281,10 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
             "--resume", action="store_true",
             help="go on from the last checkpoint of the run in the folder; where there is none, begin",
         )  # fmt: skip
-        earlier.add_argument("--overwrite", action="store_true", help="replace the run in the folder")
+        earlier.add_argument(
+            "--overwrite", action="store_true",
+            help="replace the run in the folder, with its results; refused where the folder holds anything else",
+        )  # fmt: skip
         train.add_argument(
             "--settings", metavar="SECTION", nargs="?", action=_Settings,
             help="show every setting, or those of a section, with type, default and meaning, and stop",

@@ -315,6 +315,54 @@ def test_a_run_in_the_way_says_how_it_ended(tmp_path, state, status):
         run_alignment(tiny_config(tmp_path))
 
 
+@pytest.mark.parametrize("option", ["new", "overwrite", "resume"])
+def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path, option):
+    """Taken for a run's, it would be emptied when the run is replaced."""
+    (tmp_path / "figs").mkdir()
+    (tmp_path / "figs" / "thesis.pdf").write_text("years of work")
+    with pytest.raises(InvalidInputError, match=r"holds no run, but thesis\.pdf; expected a new or an empty folder"):
+        run_alignment(tiny_config(tmp_path / "figs"), **({} if option == "new" else {option: True}))
+    assert [path.name for path in (tmp_path / "figs").iterdir()] == ["thesis.pdf"]
+
+
+def test_a_file_is_no_folder_for_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInputError, match="which is a file; expected a new folder"):
+        run_alignment(tiny_config(tmp_path / "file"))
+
+
+def results_beside(folder: Path) -> None:
+    """What other commands write into a run's folder by default, and a win rate under a name of one's own."""
+    for name in ("evaluation.json", "pairs.parquet", "gains-over-dpo.json", "report.html", ".run.json.new"):
+        (folder / name).touch()
+    for name in ("winrate-dpo", "heterogeneity", "wins"):
+        (folder / name).mkdir()
+    (folder / "wins" / "winrate.json").touch()
+
+
+def test_replacing_a_run_leaves_no_result_of_the_earlier_one(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    results_beside(tmp_path / "run")
+    folder = RunFolder(tiny_config(tmp_path / "run"), World())
+    assert folder.found(overwrite=True, resume=False) == "new"
+    folder.begin(replace=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+
+
+def test_replacing_a_run_is_refused_where_it_would_take_what_is_not_the_runs(finished, tmp_path):
+    shutil.copytree(finished.path, tmp_path / "run")
+    results_beside(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    config = tiny_config(tmp_path / "run")
+    with pytest.raises(InvalidInputError, match=r"holds beside a run notes\.txt; .*Try moving them elsewhere"):
+        run_alignment(config, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+    # nor is what comes while the new run reads its data
+    RunFolder(config, World()).begin(replace=True)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "notes.txt"]
+
+
 # --- demonstration ---------------------------------------------------------------------------------
 
 
