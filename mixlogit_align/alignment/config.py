@@ -167,8 +167,9 @@ class LearnedUpdate:
     Parameters
     ----------
     lr : float
-        Its learning rate; it bounds how far the strength can move
-        (`mixlogit_align.alignment.strength.constant_gradient_drift`).
+        Its learning rate. The optimisers normalise the gradient away, so this rate and the number of steps, more than
+        the gradient, say how far the strength goes: about `constant_gradient_drift` of ``strength.json`` where the
+        gradient is constant, farther under RMSprop where it grows.
     max_grad_norm : float
         The strength's gradient norm is clipped here, apart from the policy's.
     """

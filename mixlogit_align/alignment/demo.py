@@ -30,8 +30,8 @@ from mixlogit_align.alignment.data.config import SimulatedData
 from mixlogit_align.alignment.progress import Progress
 from mixlogit_align.alignment.runner import RunResult, run_alignment
 
-# Learned 100 times faster than in the paper: a run here has some 200 steps, not 859, and the learning rate bounds
-# how far the strength can move.
+# Learned 100 times faster than in the paper: a run here has some 200 steps, not 859, and the learning rate says
+# how far the strength moves.
 STRENGTH_UPDATE = LearnedUpdate(lr=1e-2)
 
 METHODS: Mapping[str, tuple[StrengthConfig, IntegrationConfig]] = {

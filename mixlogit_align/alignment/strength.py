@@ -32,7 +32,7 @@ from mixlogit_align.inference.bounded import maximize_in_box
 
 CAUTIONS = {
     "learned": "A loss that sees one comparison at a time identifies the spread of strength only weakly, and "
-    "its learning rate bounds how far it can move; the spread is no measurement of heterogeneity.",
+    "its learning rate, more than the data, says how far it moves; the spread is no measurement of heterogeneity.",
     "frozen": "The strength was given, not learned.",
     "computed": "The strength is the loss's own, given or computed for each batch or pair; mean over held-out pairs.",
     "solved": "Maximum of likelihood on the policy's own log-ratio differences: the strength that makes its choice "
@@ -58,7 +58,7 @@ def build_preference_loss(config: PreferenceConfig) -> MixDPOLoss | Callable[...
 def constant_gradient_drift(optim: OptimConfig, lr: float, num_steps: int) -> float:
     """How far an unconstrained strength parameter moves in ``num_steps`` under a constant gradient.
 
-    Both optimisers normalise the gradient away, so the learning rate bounds what can be learned:
+    Both optimisers normalise the gradient away, so the learning rate says how far a parameter goes:
     RMSprop moves ``sum_t lr_t / sqrt(1 - 0.99**t)``, Adam ``sum_t lr_t``, with ``lr_t`` in the warm-up.
     A growing gradient moves RMSprop further, at most ``10 * lr`` a step.
 

@@ -76,7 +76,7 @@ class MixDPOTrainer(DPOTrainer):
         The exact or most accurate one of the family by default. A rule with draws takes those of the step and of the
         pair's place in it, whatever the number of processes; held-out pairs those of step 0.
     strength_lr : float or None
-        The strength's own learning rate, which bounds how far it can move
+        The strength's own learning rate, which says about how far it moves
         (`mixlogit_align.alignment.strength.constant_gradient_drift`); None leaves it as it is.
     strength_max_grad_norm : float
 

@@ -59,7 +59,7 @@ def strength_figure(world: str, runs: Sequence[Run]) -> Figure | None:
         see = "See how far each coloured curve has moved from its dotted start."
     drift = max(run.strength["constant_gradient_drift"] for run in shown.values() if run.strength)
     bound = (
-        "and the learning rate bounds the way. Under a constant gradient a parameter moves "
+        "and the learning rate says how far it goes. Under a constant gradient a parameter moves "
         f"{drift:.3g} in the whole run, on the scale on which it is learned (logs of positive parameters)."
         if drift
         else "and the mean of a solved strength follows how far the policy has gone."
