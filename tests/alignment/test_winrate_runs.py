@@ -256,6 +256,35 @@ def test_files_of_outputs_are_judged_by_stored_annotations(tmp_path: Path) -> No
     assert json.loads((found.out / "winrate.json").read_text())["controlled"] is None
 
 
+def test_preference_that_the_penalty_has_shrunk_away_has_no_interval(tmp_path: Path) -> None:
+    """Soft preferences around 1/2: cross-validation takes the strongest penalty, and every replication says 50 %."""
+    draw = np.random.default_rng(60)
+    values, lengths = draw.normal(0.5, 0.02, 60), draw.integers(10, 200, (2, 60))
+    prompts = [f"p{i}" for i in range(60)]
+    files = []
+    for name, each in zip(("ours", "them"), lengths, strict=True):
+        files.append(tmp_path / f"{name}.json")
+        write_outputs(files[-1], Outputs(name=name, prompts=prompts, responses=[name[0] * n for n in each]))
+    rows = [
+        {"instruction": p, "output_1": "t" * int(b), "generator_1": "them", "output_2": "o" * int(a),
+         "generator_2": "ours", "annotator": "people", "preference": 1 + v}
+        for p, v, a, b in zip(prompts, values, *lengths, strict=True)
+    ]  # fmt: skip
+    (tmp_path / "stored.json").write_text(json.dumps(rows))
+    found = judge_run(*files, make_judge(str(tmp_path / "stored.json")), num_replications=20)
+    told = "not told apart from 50 %: the penalty left nothing of the preference"
+    assert found.controlled is None
+    assert told in as_text(found)
+    assert "at equal lengths 50" not in as_text(found)
+    record = json.loads((found.out / "winrate.json").read_text())
+    assert record["controlled"] is None
+    assert told in record["not_controlled"]
+    assert read_leaderboard(found.out / "leaderboard.csv")["ours"]["length_controlled_winrate"] is None
+    paired = compare_results(found.out, found.out, num_replications=20)
+    assert paired.controlled is None
+    assert told in paired.not_controlled
+
+
 def results(folder: Path, name: str, values: list[float], judge: str = "people", them: str = "them") -> Path:
     """A folder of results: one model's preferences over 'them', prompts in an order of its own."""
     folder.mkdir()

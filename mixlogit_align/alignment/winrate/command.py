@@ -57,7 +57,8 @@ class JudgedRun:
     test : SignFlipComparison
         Against 50 %.
     controlled : Estimate or None
-        The length-controlled win rate, by the minimal form of the GLM, with refitted intervals.
+        The length-controlled win rate, by the minimal form of the GLM, with refitted intervals; none where the penalty
+        has left nothing of it, see `LengthControl.require_weight`.
     not_controlled : str or None
         Why there is none.
     compared : PairedComparison or None
@@ -341,6 +342,7 @@ def _controlled(
     """The length control of a table and its uncertainty, or why there is none."""
     try:
         control = fit_length_control(table)
+        control.require_weight()
         found = bootstrap_win_rates(
             [table],
             length_control=True,

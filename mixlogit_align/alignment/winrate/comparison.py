@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixlogit_align.alignment.winrate.alpaca_eval import read_annotations, read_stored_judge
+from mixlogit_align.alignment.winrate.length_control import fit_length_control
 from mixlogit_align.alignment.winrate.preferences import Preferences, shown
 from mixlogit_align.alignment.winrate.uncertainty import (
     Estimate,
@@ -86,6 +87,8 @@ def compare_results(
         theirs = replace(theirs, model=f"{theirs.model} ({paths[1].parent})")
     controlled, why = None, None
     try:
+        for table in (ours, theirs):
+            fit_length_control(table).require_weight()
         controlled = _difference(ours, theirs, True, num_replications, seed)
     except (InvalidInputError, ConvergenceError) as error:
         why = str(error)

@@ -87,6 +87,26 @@ class LengthControl:
         """
         return 100.0 * float(self.preferences.std(ddof=1)) / math.sqrt(len(self.preferences))
 
+    def require_weight(self) -> None:
+        """Refuse a minimal form of which the penalty has left nothing: 50 % in every replication, which is no finding.
+
+        An L1 penalty sets a weight that it outweighs to exactly 0.
+
+        Raises
+        ------
+        InvalidInputError
+        """
+        if self.weights.quality == 0.0 and self.weights.difficulty is None:
+            raise InvalidInputError(
+                explain(
+                    "win rate at equal lengths",
+                    got="one not told apart from 50 %: the penalty left nothing of the preference "
+                    f"(C={self.inverse_penalty:.4g}, by cross-validation)",
+                    expected="a weight other than 0",
+                    hint="the plain win rate, or more prompts",
+                )
+            )
+
 
 def fit_length_control(
     table: Preferences,
