@@ -43,7 +43,10 @@ def add_strength(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--level", type=float, default=0.95, help="of the intervals (default: %(default)s)")
     parser.add_argument(
-        "--out", metavar="FOLDER", type=Path, help="folder of the results (default: heterogeneity in RUN or by TABLE)"
+        "--out",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of the results (default: heterogeneity in RUN, NAME-heterogeneity beside a TABLE NAME.csv)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace results in the folder")
     parser.set_defaults(run=_strength)

@@ -119,9 +119,7 @@ def strength_heterogeneity(
         )
     if not 0.0 < level < 1.0:
         raise InvalidInputError(explain("level", got=level, expected="between 0 and 1", hint="0.95"))
-    require_frame(frame, "frame")
-    named = {"annotator": annotator, "weights": weights}
-    require_columns(frame, {VARIABLE: [VARIABLE]} | {role: [name] for role, name in named.items() if name is not None})
+    require_comparisons(frame, annotator, weights)
     people = None if annotator is None else _annotators(frame[annotator])
     clustered = people is not None and len(people.ids) >= FEW
     numbered = frame if people is None else frame.assign(**{_PERSON: people.codes})
@@ -184,6 +182,26 @@ def strength_heterogeneity(
 
 
 # --- the table -------------------------------------------------------------------------------------
+
+
+def require_comparisons(frame: pd.DataFrame, annotator: str | None, weights: str | None) -> None:
+    """Raise if it is no table, lacks a column, or has no rows."""
+    require_frame(frame, "frame")
+    if VARIABLE not in frame.columns:
+        raise InvalidInputError(
+            explain(
+                "table",
+                got=f"no column {VARIABLE}; its columns are {', '.join(map(str, frame.columns)) or 'none'}",
+                expected=f"{VARIABLE}, in nats, in favour of the chosen response",
+                hint="a table as of a run's log_ratios.parquet",
+            )
+        )
+    named = {VARIABLE: VARIABLE, "annotator": annotator, "weights": weights}
+    require_columns(frame, {role: [name] for role, name in named.items() if name is not None})
+    if frame.empty:
+        raise InvalidInputError(
+            explain("table", got="no rows", expected="one row a comparison", hint="a table with comparisons")
+        )
 
 
 def _annotators(column: pd.Series) -> _Annotators:

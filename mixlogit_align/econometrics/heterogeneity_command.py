@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixlogit_align.econometrics.command import read_table
-from mixlogit_align.econometrics.heterogeneity import Progress, no_progress, strength_heterogeneity
+from mixlogit_align.econometrics.heterogeneity import (
+    VARIABLE,
+    Progress,
+    no_progress,
+    require_comparisons,
+    strength_heterogeneity,
+)
 from mixlogit_align.econometrics.heterogeneity_results import StrengthHeterogeneity
 from mixlogit_align.errors import InvalidInputError, explain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDER = "heterogeneity"
 RESULT, ANNOTATORS = "heterogeneity.json", "annotators.parquet"
@@ -53,7 +64,12 @@ def measure_strength(options: Namespace, progress: Progress = no_progress) -> tu
                 hint="the `out` of the run's configuration, or a table",
             )
         )
-    folder = options.out or path.parent / FOLDER
+    frame = read_table(path)
+    require_comparisons(frame, options.annotator, options.weights)
+    own = (
+        FOLDER if is_run else f"{path.name.removesuffix('.gz').removesuffix('.csv').removesuffix('.parquet')}-{FOLDER}"
+    )
+    folder = options.out or path.parent / own
     result = folder / RESULT
     if result.exists() and not options.overwrite:
         raise InvalidInputError(
@@ -63,7 +79,6 @@ def measure_strength(options: Namespace, progress: Progress = no_progress) -> tu
         )
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(explain("--out", got=f"the file {folder}", expected="a folder", hint="another name"))
-    frame = read_table(path)
     annotator = options.annotator
     if annotator is None and not options.no_annotator and ANNOTATOR in frame.columns:
         annotator = None if bool(frame[ANNOTATOR].isna().all()) else ANNOTATOR  # a run that knows none has it empty
@@ -76,6 +91,8 @@ def measure_strength(options: Namespace, progress: Progress = no_progress) -> tu
         held_out=True if is_run else None,
         progress=progress,
     )
+    if annotator is None and not options.no_annotator:
+        found = dataclasses.replace(found, warnings=(*found.warnings, *_perhaps_annotators(frame, options.weights)))
     folder.mkdir(parents=True, exist_ok=True)
     result.unlink(missing_ok=True)  # it is written last: where it stands, all is whole
     if found.annotator_posteriors is None:
@@ -87,3 +104,21 @@ def measure_strength(options: Namespace, progress: Progress = no_progress) -> tu
     partial.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     partial.replace(result)
     return found, folder
+
+
+def _perhaps_annotators(frame: pd.DataFrame, weights: str | None) -> list[str]:
+    """Where nobody is known: columns that might say who judged, texts or whole numbers that come again."""
+    from pandas.api.types import is_integer_dtype, is_object_dtype, is_string_dtype
+
+    if ANNOTATOR in frame.columns:
+        return []
+    names = [
+        str(name)
+        for name, column in frame.items()
+        if name not in (VARIABLE, weights)
+        and (is_integer_dtype(column) or is_string_dtype(column) or is_object_dtype(column))
+        and 1 < column.astype(str).nunique() < len(column)
+    ]
+    if not names:
+        return []
+    return [f"no column {ANNOTATOR}: if one of {', '.join(names)} says who judged, name it with --annotator COLUMN"]

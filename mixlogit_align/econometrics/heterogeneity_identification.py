@@ -55,8 +55,8 @@ def _people(found: StrengthHeterogeneity) -> str:
     """Whether annotators differ."""
     if found.annotators is None:
         return (
-            "How people differ is NOT identified: there are no annotator ids. A spread of strengths then shows only in "
-            f"{_BEND}."
+            "How people differ is NOT identified: no annotator ids were given. A spread of strengths then shows only "
+            f"in {_BEND}."
         )
     if found.fits["annotator"] is None:
         return (

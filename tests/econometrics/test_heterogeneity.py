@@ -295,7 +295,7 @@ def test_the_density_is_that_of_the_fits() -> None:
 def test_without_ids_people_are_not_identified() -> None:
     result = strength_heterogeneity(table("lognormal", 1.0, 60, 6, 1))
     assert (result.annotators, result.fits["annotator"], result.annotator_posteriors) == (None, None, None)
-    assert result.identification.startswith("How people differ is NOT identified: there are no annotator ids.")
+    assert result.identification.startswith("How people differ is NOT identified: no annotator ids were given.")
     ours, theirs = fit(result, "comparison"), fit(found(), "comparison")
     assert ours.params == pytest.approx(theirs.params, rel=1e-9)
     assert (ours.cov_type, theirs.cov_type) == ("hessian", "clustered")
@@ -420,13 +420,13 @@ BAD: dict[str, tuple[Callable[[], pd.DataFrame], dict[str, Any], type[Exception]
     "missing": (one_bad(math.nan), {}, InvalidInputError, "got nan in row 7 (2 such rows)"),
     "infinite": (one_bad(math.inf), {}, InvalidInputError, "got inf in row 7 (2 such rows)"),
     "text": (changed(logratio_diff="a"), {}, InvalidInputError, "column 'logratio_diff': got type"),
-    "no rows": (lambda: good()[:0], {}, InvalidInputError, "got 0 rows"),
+    "no rows": (lambda: good()[:0], {}, InvalidInputError, "table: got no rows"),
     "one row": (lambda: good()[:1], {}, ConvergenceError, "choices that all"),
     "ties": (changed(logratio_diff=0.0), {}, InvalidInputError, "got 0 in all of 60 rows"),
     "all agree": (changed(logratio_diff=1.0), {}, ConvergenceError, "all agree with the log-ratios (60 of 60 rows"),
     "all disagree": (changed(logratio_diff=-1.0), {}, ConvergenceError, "all disagree"),
     "negative": (lambda: good().assign(logratio_diff=lambda f: -f["logratio_diff"]), {}, ConvergenceError, "favoured"),
-    "no column": (lambda: good()[["annotator_id"]], {}, InvalidInputError, "column 'logratio_diff' (0 such columns)"),
+    "no column": (lambda: good()[["annotator_id"]], {}, InvalidInputError, "table: got no column logratio_diff"),
     "annotator": (good, {"annotator": "judge"}, InvalidInputError, "annotator: got column 'judge' (0 such columns)"),
     "weights": (good, {"weights": "votes"}, InvalidInputError, "weights: got column 'votes'"),
     "a weight of 0": (changed(votes=0.0), {"weights": "votes"}, InvalidInputError, "a positive frequency"),
@@ -459,11 +459,11 @@ def test_the_command_writes_what_was_found(run: Run, tmp_path: Path) -> None:
     status, out, err = run("strength pairs.csv")
     assert (status, err) == (cli.PASSED, "")
     assert found().summary in out
-    written = json.loads((tmp_path / "heterogeneity" / "heterogeneity.json").read_text())
+    written = json.loads((tmp_path / "pairs-heterogeneity" / "heterogeneity.json").read_text())
     assert written["table"] == "pairs.csv"
     keys = ("rows", "annotators", "family", "fits", "tests", "profile", "identification", "warnings", "density")
     assert {key: written[key] for key in keys} == {key: found().to_json()[key] for key in keys}
-    posteriors = pd.read_parquet(tmp_path / "heterogeneity" / "annotators.parquet")
+    posteriors = pd.read_parquet(tmp_path / "pairs-heterogeneity" / "annotators.parquet")
     expected = found().annotator_posteriors
     assert expected is not None
     pd.testing.assert_frame_equal(posteriors, expected)
@@ -511,7 +511,7 @@ def test_what_did_not_converge_fails_and_is_written(run: Run, tmp_path: Path) ->
     status, out, _ = run("strength flat.csv")
     assert status == cli.FAILED
     assert "NOT converged" in out
-    record = json.loads((tmp_path / "heterogeneity" / "heterogeneity.json").read_text())
+    record = json.loads((tmp_path / "flat-heterogeneity" / "heterogeneity.json").read_text())
     assert record["profile"]["interval"]["comparison"] == [0.0, None]
 
 
@@ -528,7 +528,7 @@ def test_there_are_no_posteriors_of_a_fit_that_did_not_converge(
     status, out, _ = run("strength pairs.csv --family gamma")
     assert status == cli.FAILED
     assert "warning: no posterior strengths of annotators" in out
-    assert [path.name for path in (tmp_path / "heterogeneity").iterdir()] == ["heterogeneity.json"]
+    assert [path.name for path in (tmp_path / "pairs-heterogeneity").iterdir()] == ["heterogeneity.json"]
 
 
 @pytest.mark.parametrize(
@@ -539,19 +539,65 @@ def test_there_are_no_posteriors_of_a_fit_that_did_not_converge(
         ("empty", cli.USAGE, "no log_ratios.parquet there"),
         ("pairs.csv --annotator judge", cli.USAGE, "annotator: got column 'judge'"),
         ("pairs.csv --out pairs.csv", cli.USAGE, "the file pairs.csv"),
+        ("rows.csv", cli.USAGE, "table: got no rows"),
+        ("margin.csv", cli.USAGE, "no column logratio_diff; its columns are margin"),
+        ("margin.csv --out empty/..", cli.USAGE, "no column logratio_diff"),
         ("agree.csv", cli.FAILED, "choices that all agree"),
     ],
-    ids=["no file", "no table", "no run", "no column", "no folder", "no estimate"],
+    ids=[
+        "no file",
+        "no table",
+        "no run",
+        "no column",
+        "no folder",
+        "no rows",
+        "no difference",
+        "table first",
+        "no estimate",
+    ],
 )
 def test_what_cannot_be_measured_is_one_line(line: str, status: int, says: str, run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     table("gamma", 1.0, 10, 2, 1).to_csv("pairs.csv", index=False)
     pd.DataFrame({"logratio_diff": [1.0, 2.0]}).to_csv("agree.csv", index=False)
+    pd.DataFrame({"logratio_diff": []}).to_csv("rows.csv", index=False)
+    pd.DataFrame({"margin": [1.0, -2.0]}).to_csv("margin.csv", index=False)
+    before = [path.name for path in tmp_path.iterdir()]
     ended, _, err = run(f"strength {line}")
     assert ended == status
     assert says in err
     assert err.count("\n") == 1
-    assert not (tmp_path / "heterogeneity").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(before)
+
+
+def test_two_tables_of_a_folder_have_results_of_their_own(run: Run, tmp_path: Path) -> None:
+    frame = table("gamma", 1.0, 30, 4, 1)
+    frame.to_csv("a.csv.gz", index=False)
+    frame.to_parquet("b.c.parquet")
+    assert [run(f"strength {name} --family gamma")[0] for name in ("a.csv.gz", "b.c.parquet")] == [cli.PASSED] * 2
+    assert sorted(path.parent.name for path in tmp_path.glob("*/heterogeneity.json")) == [
+        "a-heterogeneity", "b.c-heterogeneity",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("", ["no column annotator_id: if one of judge, round says who judged, name it with --annotator COLUMN"]),
+        ("--no-annotator", []),
+        ("--annotator judge", []),
+    ],
+    ids=["nobody named", "nobody known", "named"],
+)
+def test_columns_that_may_say_who_judged_are_named(line: str, told: list[str], run: Run, tmp_path: Path) -> None:
+    """Texts and whole numbers that come again; no fractions, no id of the row, no column that says one thing."""
+    frame = table("gamma", 1.0, 30, 4, 1).rename(columns={"annotator_id": "judge"})
+    frame = frame.assign(round=frame.index % 4, row=frame.index, share=0.5, source="web")
+    frame.to_csv("pairs.csv", index=False)
+    status, out, _ = run(f"strength pairs.csv --family gamma {line}")
+    record = json.loads((tmp_path / "pairs-heterogeneity" / "heterogeneity.json").read_text())
+    assert (status, record["warnings"]) == (cli.PASSED, told)
+    assert [words in " ".join(out.split()) for words in told] == [True] * len(told)
 
 
 def test_ids_of_a_csv_file_have_one_type(tmp_path: Path) -> None:

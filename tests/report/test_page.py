@@ -356,7 +356,7 @@ def test_without_annotators_there_is_one_fit_less(tmp_path: Path) -> None:
     assert cells[0] == f"{found['mean']:.3g} ({found['std_errors']['mean']:.2g})"
     assert cells[3].startswith("0 to ")
     assert '<th scope="row">one strength for each annotator' not in page
-    assert "How people differ is NOT identified: there are no annotator ids." in page
+    assert "How people differ is NOT identified: no annotator ids were given." in page
 
 
 def test_a_page_of_one_run_is_called_by_its_name(measured: Path) -> None:
