@@ -161,10 +161,10 @@ def run_alignment(
         status = folder.found(overwrite=overwrite, resume=resume)
         if status == "finished":
             return _read_result(folder)
+        shown = progress if progress is not None and world.is_main else _silent
+        run = Run(config, folder, world, shown, compile_clock)  # its seconds begin before any compiling
         if config.compile:
             require_compiler(world)
-        shown = progress if progress is not None and world.is_main else _silent
-        run = Run(config, folder, world, shown, compile_clock)
         run.build(resume=status != "new")
         folder.begin(replace=overwrite)
         folder.write("run.json", run.record("running"))

@@ -7,7 +7,9 @@ import importlib.metadata
 import json
 import math
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet
@@ -20,6 +22,7 @@ from mixlogit_align.alignment import (
     demo_runs,
     export_checkpoint,
     load_config,
+    metrics_log,
     run_alignment,
     runner,
     sequence_logprobs,
@@ -323,6 +326,19 @@ def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path, option):
     with pytest.raises(InvalidInputError, match=r"holds no run, but thesis\.pdf; expected a new or an empty folder"):
         run_alignment(tiny_config(tmp_path / "figs"), **({} if option == "new" else {option: True}))
     assert [path.name for path in (tmp_path / "figs").iterdir()] == ["thesis.pdf"]
+
+
+def test_the_seconds_of_a_run_hold_those_of_compiling(tmp_path, monkeypatch):
+    """Also the first, of the line that shows whether this machine can compile; here it takes 1000 seconds."""
+    ahead = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + ahead[0])
+    for module in (runner, metrics_log):
+        monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(runner, "require_compiler", lambda world: ahead.append(ahead.pop() + 1000.0))
+    for name in ("compile_blocks", "try_compiled"):
+        monkeypatch.setattr(runner, name, lambda *args, **options: None)
+    result = run_alignment(tiny_config(tmp_path / "run", sft=None, compile=True))
+    assert result.seconds > 1000.0
 
 
 def test_a_file_is_no_folder_for_a_run(tmp_path):
