@@ -205,7 +205,7 @@ def test_a_file_that_is_no_table_of_pairs_is_refused(tmp_path, column, message):
 
 def test_a_file_that_is_not_parquet_is_refused(tmp_path):
     (tmp_path / "x.parquet").write_text("pair_id\n1\n")
-    with pytest.raises(InvalidInputError, match="a Parquet table of pairs"):
+    with pytest.raises(InvalidInputError, match="got no whole Parquet file; expected a Parquet table"):
         read_pairs(tmp_path / "x.parquet")
 
 
@@ -757,8 +757,9 @@ def test_where_there_is_no_interval_it_is_told_why(tmp_path, num_annotators, wor
         (["RUN", "--metrics", "margin"], "unknown metric 'margin'"),
         (["RUN", "--minimum", "1"], "minimum: got 1"),
         (["nowhere"], "nowhere: got no such folder or file; expected the folder of a run"),
+        (["RUN", "--against", "RUN"], "which is the run itself"),
     ],
-    ids=["attribute", "metric", "minimum", "run"],
+    ids=["attribute", "metric", "minimum", "run", "itself"],
 )
 def test_wrong_usage_of_the_command_is_told(runs, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ from mixlogit_align.alignment.evaluation.pairs import NonFinite, listed, read_pa
 from mixlogit_align.alignment.evaluation.scoring import PAIRS, run_pairs
 from mixlogit_align.alignment.evaluation.summary import Evaluation, evaluate
 from mixlogit_align.alignment.progress import Progress
+from mixlogit_align.errors import InvalidInputError, explain
 from mixlogit_align.inference.multiplicity import Adjustment
 
 RESULT = "evaluation.json"
@@ -93,13 +94,17 @@ def evaluate_run(
     Raises
     ------
     InvalidInputError
-        As `run_pairs`, `evaluate` and `gains`.
+        If a run is held against itself; and as `run_pairs`, `evaluate` and `gains`.
     """
 
     def reported(what: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(what, done, total, {})
 
     paths = [Path(path) for path in (run, against) if path is not None]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InvalidInputError(
+            explain("against", got=f"{against}, which is the run itself", expected="another run", hint="its baseline")
+        )
     tables = [
         read_pairs(path, non_finite=non_finite)
         if path.is_file()

@@ -328,6 +328,7 @@ def read_pairs(
     import pyarrow
     import pyarrow.parquet
 
+    file = None
     try:
         file = pyarrow.parquet.read_table(path)
         header = json.loads((file.schema.metadata or {}).get(HEADER, b"{}"))
@@ -348,10 +349,11 @@ def read_pairs(
     except (OSError, ValueError, TypeError, pyarrow.ArrowException) as error:
         if isinstance(error, InvalidInputError):
             raise
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}"
         raise InvalidInputError(
             explain(
                 str(path),
-                got=f"{type(error).__name__}: {str(error).strip().splitlines()[0].rstrip('.')}",
+                got="no whole Parquet file" if file is None and isinstance(error, pyarrow.ArrowInvalid) else why,
                 expected="a Parquet table of pairs",
                 hint="a file that `mixlogit-align evaluate` wrote",
             )
