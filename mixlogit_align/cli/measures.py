@@ -99,12 +99,18 @@ def add_winrate(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="RESULTS", type=Path,
         help="folder of results of another run against this opponent: the difference, paired by prompt",
     )  # fmt: skip
-    parser.add_argument("--sample", metavar="N", type=int, default=425, help="held-out prompts (default: %(default)s)")
+    parser.add_argument(
+        "--sample", metavar="N", type=int, help="held-out prompts (default: 425, or all where there are fewer)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn (default: %(default)s)")
     parser.add_argument(
         "--replications", metavar="B", type=int, default=1000, help="of the bootstrap (default: %(default)s)"
     )
     parser.add_argument("--out", type=Path, help="folder of the results (default: winrate-OPPONENT in RUN)")
+    parser.add_argument(
+        "--overwrite", action="store_true",
+        help="replace results there by another judge or other settings, which are refused otherwise",
+    )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where models run (default: %(default)s)")
     how = parser.add_argument_group("the responses")
     how.add_argument("--temperature", type=float, default=1.0, help="0: the likeliest (default: %(default)s)")
@@ -206,6 +212,7 @@ def _winrate(options: argparse.Namespace) -> int:
             compare=options.compare,
             num_replications=options.replications,
             out=options.out,
+            overwrite=options.overwrite,
             device=options.device,
             progress=progress,
             told=print,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -231,6 +232,56 @@ def test_run_judged_by_an_endpoint_costs_nothing_again(runs: tuple[Path, Path], 
     assert (first.win_rate.percent, first.win_rate.num_ties, first.opponent) == (50.0, 12, "SFT")
     assert again.win_rate == first.win_rate
     assert again.usage["num_requests"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"sample": 11}, r"the model: got sample=12; expected sample=11", id="sample"),
+        pytest.param({"seed": 1}, "sample_seed=0", id="seed"),
+        pytest.param(
+            {"generation": dataclasses.replace(GREEDY, temperature=1.0, batch_size=4)},
+            "got temperature=0.0, batch_size=3; expected temperature=1.0, batch_size=4",
+            id="temperature and batch size",
+        ),
+        pytest.param({"generation": dataclasses.replace(GREEDY, max_new_tokens=None)}, "max_new_tokens=8", id="room"),
+        pytest.param({"judge": "shorter"}, "the judge: got judge='longer'; expected judge='shorter'", id="judge"),
+        pytest.param({"opponent": 1}, "the opponent: got policy=", id="another opponent"),
+    ],
+)
+def test_results_of_other_settings_are_not_replaced(
+    runs: tuple[Path, Path], tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {"sample": 12, "generation": GREEDY, "num_replications": 20, "out": tmp_path}
+    judge_run(runs[1], runs[0], longer, **settings)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.json")}
+    name, opponent = changes.pop("judge", "longer"), runs[changes.pop("opponent", 0)]
+
+    def judge(folder: Path) -> RewardJudge:
+        return dataclasses.replace(longer(folder), name=name)
+
+    with pytest.raises(InvalidInputError, match=message):
+        judge_run(runs[1], opponent, judge, **{**settings, **changes})
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.json")} == before
+    found = judge_run(runs[1], opponent, judge, overwrite=True, **{**settings, **changes})
+    assert found.win_rate.num_judged == changes.get("sample", 12)
+
+
+def test_sample_is_what_there_is_unless_more_is_asked_for(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    told: list[str] = []
+    settings: dict[str, Any] = {"generation": GREEDY, "num_replications": 20, "told": told.append}
+    held_out = load_data(load_config(runs[1] / "config.yaml").data).split("eval")
+    distinct = len({row.prompt for row in held_out})
+    found = judge_run(runs[1], runs[0], longer, out=tmp_path / "all", **settings)
+    assert found.win_rate.num_judged == found.generation["model"]["sample"] == distinct
+    assert told == [f"all {distinct} distinct held-out prompts: there are not 425"]
+
+    def never(_: Path) -> RewardJudge:
+        raise AssertionError("a judge is loaded for a sample that is refused")
+
+    with pytest.raises(InvalidInputError, match=f"Try --sample {distinct}"):
+        judge_run(runs[1], runs[0], never, sample=425, out=tmp_path / "more", **settings)
+    assert not (tmp_path / "more").exists()
 
 
 def test_files_of_outputs_are_judged_by_stored_annotations(tmp_path: Path) -> None:

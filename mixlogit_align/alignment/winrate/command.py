@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mixlogit_align.alignment.config import AlignmentConfig, PretrainedModel
 from mixlogit_align.alignment.data import load_data
+from mixlogit_align.alignment.data.schema import Comparison
 from mixlogit_align.alignment.durable import write_durably
 from mixlogit_align.alignment.finished import SUPERVISED, policy_of, run_config
 from mixlogit_align.alignment.progress import Progress
@@ -27,7 +30,7 @@ from mixlogit_align.alignment.winrate.alpaca_eval import (
 from mixlogit_align.alignment.winrate.comparison import ANNOTATIONS, PairedComparison, compare_results
 from mixlogit_align.alignment.winrate.endpoint import EndpointConfig
 from mixlogit_align.alignment.winrate.endpoint_judge import EndpointJudge, FormName, Order
-from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, sample_prompts
+from mixlogit_align.alignment.winrate.generation import GenerationConfig, generate, prompt_text, sample_prompts
 from mixlogit_align.alignment.winrate.judges import Judge, RewardJudge, judge_outputs
 from mixlogit_align.alignment.winrate.length_control import LengthControl, fit_length_control
 from mixlogit_align.alignment.winrate.pairs import Outputs, pair_outputs
@@ -42,6 +45,7 @@ from mixlogit_align.errors import ConvergenceError, InvalidInputError, explain
 from mixlogit_align.inference import SignFlip
 
 RESULT = "winrate.json"
+SAMPLE = 425  # prompts where no other number is asked for, or all where there are fewer: the paper's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +96,13 @@ def judge_run(
     opponent: str | Path | None,
     make_judge: Callable[[Path], Judge],
     *,
-    sample: int = 425,
+    sample: int | None = None,
     seed: int = 0,
     generation: GenerationConfig | None = None,
     compare: str | Path | None = None,
     num_replications: int = 1000,
     out: str | Path | None = None,
+    overwrite: bool = False,
     device: str = "cpu",
     progress: Progress | None = None,
     told: Callable[[str], object] | None = None,
@@ -114,9 +119,13 @@ def judge_run(
         Another run, a policy in Hugging Face format, or a file of outputs. None takes the policy that the run's
         preference stage began with, which for the paper's recipe is the supervised one.
     make_judge : callable
-        Given the folder of results, where its cache may lie, the judge.
-    sample, seed : int
-        How many held-out prompts of the run's data, and which; see `sample_prompts`. Not used where ``run`` is a file.
+        Given the folder of results, where its cache may lie, the judge; called when run, opponent and sample are known
+        to be fit, and before anything is generated.
+    sample : int, optional
+        How many held-out prompts of the run's data, see `sample_prompts`; 425 where not given, or all where there are
+        fewer. Not used where ``run`` is a file.
+    seed : int
+        Which prompts.
     generation : GenerationConfig, optional
     compare : path, optional
         A folder of results of another model against this opponent, see `compare_results`.
@@ -124,11 +133,13 @@ def judge_run(
         Of the bootstrap.
     out : path, optional
         By default ``winrate-OPPONENT`` in the run's folder, or beside the file.
+    overwrite : bool
+        Replace results that stand there by another judge or other settings; otherwise they are refused.
     device : str
         Where policies answer.
     progress : Progress, optional
     told : callable, optional
-        Given a line on what the judge will cost, before it begins.
+        Given a line on what the judge will cost, before it begins, and on a split of fewer prompts than 425.
 
     Returns
     -------
@@ -137,7 +148,8 @@ def judge_run(
     Raises
     ------
     InvalidInputError
-        As `generate`, `pair_outputs` and `sample_prompts`; where no opponent is given and none is known.
+        As `generate`, `pair_outputs` and `sample_prompts`; where no opponent is given and none is known; where results
+        of other settings stand in the folder.
     EndpointError
         As `EndpointJudge.judge`.
     JudgeError
@@ -147,32 +159,50 @@ def judge_run(
     config = None if run.is_file() else run_config(run)
     against = Path(opponent) if opponent is not None else _began_with(run, config)
     folder = Path(out) if out is not None else (run.parent if run.is_file() else run) / f"winrate-{_slug(against)}"
+    sides = {"model": run, "opponent": against}
+    generated = {side: path for side, path in sides.items() if not path.is_file()}
+    if config is None and generated:
+        raise InvalidInputError(
+            explain(str(against), got="a policy against a file of outputs", expected="two files", hint="its outputs")
+        )
+    policies = {side: policy_of(path) for side, path in generated.items()}
+    generation = generation or GenerationConfig()
+    rows: list[Comparison] = []
+    asked: dict[str, Any] = {}
+    if config is not None:
+        rows = _sampled(load_data(config.data).split("eval"), sample, seed, told)
+        room = config.tokenization.max_length - config.tokenization.max_prompt_length
+        asked = {
+            "sample": len(rows), "sample_seed": seed, "device": torch.device(device).type,
+            **dataclasses.asdict(generation), "max_new_tokens": generation.max_new_tokens or room,
+        }  # fmt: skip
+    stored = {} if overwrite else _stored(folder)
+    for side in generated:
+        _refuse_other(folder, stored.get(side, {}), side, asked)
+    judge = make_judge(folder)
+    _refuse_other(folder, stored.get("judge", {}), "judge", {"judge": judge.name})
     folder.mkdir(parents=True, exist_ok=True)
     how: dict[str, Any] = {}
 
     def outputs_of(path: Path, side: str) -> Outputs:
-        if path.is_file():
+        if config is None or side not in generated:
             return read_outputs(path)
-        if config is None:
-            raise InvalidInputError(
-                explain(str(path), got="a policy against a file of outputs", expected="two files", hint="its outputs")
-            )
         made = generate(
-            policy_of(path), sample_prompts(load_data(config.data).split("eval"), sample, seed),
-            config.tokenization, generation, name=_name(path), source=config.data.source, device=device,
-            cache=folder / f"{side}.jsonl", progress=_named(progress, f"answers of the {side}"),
+            policies[side], rows, config.tokenization, generation, name=_name(path), source=config.data.source,
+            device=device, cache=folder / f"{side}.jsonl", progress=_named(progress, f"answers of the {side}"),
         )  # fmt: skip
         how[side] = {
-            **made.settings, "sample": sample, "sample_seed": seed, "num_unfinished": made.num_unfinished,
+            **made.settings, "sample": len(rows), "sample_seed": seed, "num_unfinished": made.num_unfinished,
             "truncation": made.truncation.as_dict(),
         }  # fmt: skip
+        weights = {name: made.settings[name] for name in ("policy", "tokenizer")}
+        _refuse_other(folder, stored.get(side, {}), side, weights)
         write_outputs(folder / f"{side}_outputs.json", made.outputs)
         return made.outputs
 
     ours, theirs = outputs_of(run, "model"), outputs_of(against, "opponent")
     if ours.name == theirs.name:
         theirs = dataclasses.replace(theirs, name=f"{theirs.name} (opponent)")
-    judge = make_judge(folder)
     if told is not None and isinstance(judge, EndpointJudge):
         told(_told(judge, pair_outputs(ours, theirs)))
     judged = judge_outputs(judge, ours, theirs, progress)
@@ -215,6 +245,8 @@ def make_judge(
 ) -> Callable[[Path], Judge]:
     """A judge by the words of a command line; what is wrong with it is told before any response is generated.
 
+    A reward model is loaded when the judge is asked for.
+
     Parameters
     ----------
     spec : str
@@ -251,8 +283,16 @@ def make_judge(
         from mixlogit_align.alignment.hf_reward import RewardModel
 
         path = spec.removeprefix("reward:")
-        rewarded = RewardJudge(name=path, score=RewardModel(path, device=device))
-        return lambda _: rewarded
+        return lambda _: RewardJudge(name=path, score=RewardModel(path, device=device))
+    if not Path(spec).is_file():
+        raise InvalidInputError(
+            explain(
+                "judge",
+                got=f"{spec!r}, which is no file",
+                expected="the URL of an endpoint, reward:FOLDER, or a file of annotations",
+                hint=f"reward:{spec}" if Path(spec).is_dir() else "reward:FOLDER for a reward model",
+            )
+        )
     stored = read_stored_judge(spec)
     return lambda _: stored
 
@@ -353,6 +393,50 @@ def _controlled(
     except (InvalidInputError, ConvergenceError) as error:
         return None, None, str(error)
     return control, found.win_rate(table.model), None
+
+
+def _sampled(
+    held_out: Sequence[Comparison], sample: int | None, seed: int, told: Callable[[str], object] | None
+) -> list[Comparison]:
+    """Prompts as asked for, or 425, or all where there are fewer."""
+    distinct = len({prompt_text(row.prompt) for row in held_out})
+    if sample is None and told is not None and distinct < SAMPLE:
+        told(f"all {distinct} distinct held-out prompts: there are not {SAMPLE}")
+    return sample_prompts(held_out, min(SAMPLE, distinct) if sample is None else sample, seed)
+
+
+def _stored(folder: Path) -> dict[str, dict[str, Any]]:
+    """Settings of the results that stand in a folder: of each side that was generated, and of the judge."""
+    file = folder / RESULT
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        sides = {side: {**how, **how["generation"]} for side, how in found["generation"].items()}
+        return {**sides, "judge": {"judge": found["judge"]}}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInputError(
+            explain(
+                str(file),
+                got=f"{type(error).__name__}: {error}",
+                expected="results of this command",
+                hint="--out with another folder, or --overwrite to replace them",
+            )
+        ) from error
+
+
+def _refuse_other(folder: Path, stored: Mapping[str, Any], whose: str, asked: Mapping[str, Any]) -> None:
+    """Refuse to replace results of other settings, naming those that differ."""
+    other = [name for name, value in asked.items() if name in stored and stored[name] != value]
+    if other:
+        raise InvalidInputError(
+            explain(
+                f"results in {folder}, the {whose}",
+                got=", ".join(f"{name}={stored[name]!r}" for name in other),
+                expected=", ".join(f"{name}={asked[name]!r}" for name in other) + ", as asked for now",
+                hint="--out with another folder, or --overwrite to replace them",
+            )
+        )
 
 
 def _began_with(run: Path, config: AlignmentConfig | None) -> Path:

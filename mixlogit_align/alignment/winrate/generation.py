@@ -105,7 +105,7 @@ def sample_prompts(rows: Sequence[Comparison], sample: int, seed: int) -> list[C
         "sample",
         sample,
         f"between 1 and the {len(every)} distinct prompts of the split",
-        f"sample={len(every)}",
+        f"--sample {len(every)}",
     )
     drawn = set(random.Random(seed).sample(range(len(every)), sample))
     return [first[prompt] for i, prompt in enumerate(every) if i in drawn]
