@@ -118,7 +118,11 @@ def add_winrate(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--max-new-tokens", metavar="T", type=int, help="(default: what max_prompt_length leaves of max_length)"
     )
-    how.add_argument("--batch-size", metavar="B", type=int, default=16, help="prompts (default: %(default)s)")
+    how.add_argument(
+        "--batch-size", metavar="B", type=int, default=16,
+        help="prompts answered at a time; draws go by seed and batch, so another size makes other responses "
+        "(default: %(default)s)",
+    )  # fmt: skip
     judge = parser.add_argument_group("the judge")
     judge.add_argument(
         "--judge", metavar="JUDGE", required=True,

@@ -54,7 +54,9 @@ def test_verdicts_on_other_responses_are_not_taken() -> None:
     found = judged.faults()["not_annotated"]
     assert found["count"] == 2
     assert [(row["prompt"], row["detail"]) for row in found["first"]] == [
-        ("p0", "a stored preference of null, or other responses"), ("p9", "no such prompt")
+        ("p0", "a stored preference of null, or other responses: another seed, temperature or batch size makes other "
+         "responses"),
+        ("p9", "no such prompt"),
     ]  # fmt: skip
 
 

@@ -16,8 +16,9 @@ from mixlogit_align.alignment.winrate.pairs import Outputs, ResponsePair, pair_o
 from mixlogit_align.alignment.winrate.preferences import Preferences
 from mixlogit_align.errors import InvalidInputError, MixlogitError, explain
 
+OTHERS = "another seed, temperature or batch size makes other responses"
 FAULTS: Mapping[str, str] = {
-    "not_annotated": "the table has a preference between these two responses to this prompt",
+    "not_annotated": f"the table has a preference between these two responses to this prompt ({OTHERS})",
     "score_not_finite": "the reward model gives both responses a finite score (a text longer than it takes has none)",
     "refusal": "the judge is willing to judge",
     "truncated": "the judge ends its answer within max_tokens",
@@ -186,7 +187,9 @@ class TableJudge:
                 known = 1.0 - self.annotations.get(pair.swapped(), math.nan)
             if math.isnan(known):
                 detail = (
-                    "a stored preference of null, or other responses" if pair.prompt in prompts else "no such prompt"
+                    f"a stored preference of null, or other responses: {OTHERS}"
+                    if pair.prompt in prompts
+                    else "no such prompt"
                 )
                 verdicts.append(no_verdict("not_annotated", detail))
             else:
