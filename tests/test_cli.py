@@ -272,6 +272,12 @@ def test_train_then_report(config: Path, tmp_path: Path, capsys: pytest.CaptureF
 
     assert cli.main(train) == cli.USAGE  # the folder holds a run
     assert one_line(capsys.readouterr().err)
+    assert "already finished" not in printed
+    assert cli.main([*train, "--resume", "--preference.strength.update.lr", "0.02"]) == 0
+    already, *again, _ = capsys.readouterr().out.splitlines()  # without the last, which rounds the seconds
+    assert already == f"already finished: nothing was trained, and what follows is read from {run}"
+    assert again[0].startswith("data: simulated, ")
+    assert again == printed.splitlines()[-len(again) - 1 : -1]  # after the progress
     assert cli.main(["sft", "--config", str(config), "--overwrite"]) == 0
     assert "preference" not in capsys.readouterr().out
     assert not (run / "strength.json").exists()

@@ -102,6 +102,8 @@ class RunResult:
         As in ``run.json``: what the run noticed that a person should look at.
     seconds : float
         Wall-clock time of the whole run, resumed parts together.
+    was_finished : bool
+        It had finished before: nothing was trained, and this is read from its folder.
     """
 
     path: Path
@@ -111,6 +113,7 @@ class RunResult:
     truth: Mapping[str, Any] | None
     alarms: Sequence[Mapping[str, Any]]
     seconds: float
+    was_finished: bool = False
 
 
 def run_alignment(
@@ -729,6 +732,7 @@ def _read_result(folder: RunFolder) -> RunResult:
         metrics=state["metrics"],
         alarms=state["alarms"],
         seconds=state["seconds"],
+        was_finished=True,
         **found,
     )
 

@@ -422,6 +422,8 @@ def _align(options: argparse.Namespace, *, supervised_only: bool) -> int:
             print(f"interrupted; the run so far is in {config.out}. To go on:\n  {options.again}", file=sys.stderr)
         return INTERRUPTED
     if is_main:
+        if result.was_finished:
+            print(f"already finished: nothing was trained, and what follows is read from {result.path}")
         _print_result(config, result)
         write_report([result.path], result.path / "report.html")
         print(f"run folder: {result.path}, with a report.html ({result.seconds:.0f} s)")
