@@ -31,8 +31,16 @@ plainly and at equal lengths, as AlpacaEval 2.0 does, with intervals. The judge 
 endpoint, a reward model, or a table of stored annotations. Responses, verdicts and results are kept in one folder, in
 AlpacaEval's formats; what is there is not made again, so that the same command goes on after an interruption.
 
-An endpoint sees each pair in both orders. Its key is taken from an environment variable, and appears nowhere else;
-what the requests will cost is told before the first is sent."""
+Judges:
+  http://HOST/v1     an endpoint, up to /chat/completions, which sees each pair in both orders. Its key is taken from an
+                     environment variable, and appears nowhere else; what the requests will cost is told before the
+                     first is sent.
+  reward:FOLDER      a Hugging Face sequence classifier with one output. It scores prompt and response by its chat
+                     template, or as a pair of texts where it has none, and nothing is cut. Its preferences are soft,
+                     sigma(reward - opponent's reward): the win rate is their mean, not the share of prompts won.
+  annotations.json   stored preferences between the very responses, a list of {"instruction": PROMPT, "output_1":
+                     OPPONENT'S, "generator_1": NAME, "output_2": RUN'S, "generator_2": NAME, "annotator": JUDGE,
+                     "preference": 1 to 2}: 1 is for output_1, 2 for output_2, and null no verdict."""
 
 WINRATE_EXAMPLES = """examples:
   mixlogit-align winrate runs/gamma --judge http://localhost:8000/v1 --judge-model NAME --no-key
@@ -109,7 +117,8 @@ def add_winrate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the results (default: winrate-OPPONENT in RUN)")
     parser.add_argument(
         "--overwrite", action="store_true",
-        help="replace results there by another judge or other settings, which are refused otherwise",
+        help="replace results there by another judge or other settings, which are refused otherwise; responses that "
+        "fit are not made again",
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="where models run (default: %(default)s)")
     how = parser.add_argument_group("the responses")
@@ -126,7 +135,7 @@ def add_winrate(parser: argparse.ArgumentParser) -> None:
     judge = parser.add_argument_group("the judge")
     judge.add_argument(
         "--judge", metavar="JUDGE", required=True,
-        help="URL of an endpoint up to /chat/completions, reward:FOLDER, or a file as annotations.json",
+        help="URL of an endpoint, reward:FOLDER, or a file as annotations.json: see above",
     )  # fmt: skip
     judge.add_argument("--judge-model", metavar="NAME", help="the endpoint's name for the model that judges")
     judge.add_argument(

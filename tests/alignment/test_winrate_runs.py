@@ -434,6 +434,21 @@ def test_endpoint_without_a_model_is_refused() -> None:
         make_judge("http://127.0.0.1:1/v1")
 
 
+def test_reward_model_is_told_missing_before_anything_is_made(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no-such-model"):
+        judge_run(runs[1], runs[0], make_judge("reward:no-such-model"), sample=12, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_opponent_and_sample_are_checked_before_a_judge_is_loaded(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    judge = make_judge("reward:no-such-model")
+    with pytest.raises(InvalidInputError, match="absent"):
+        judge_run(runs[1], tmp_path / "absent", judge, sample=12, out=tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="sample: got 1000"):
+        judge_run(runs[1], runs[0], judge, sample=1000, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- the command ---
 
 
@@ -471,7 +486,12 @@ def test_command_without_a_key_ends_before_anything_is_made(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        pytest.param(["absent", "--judge", "absent.json"], "absent.json", id="no annotations"),
+        pytest.param(
+            ["absent", "--judge", "absent.json"],
+            "judge: got 'absent.json', which is no file; expected the URL of an endpoint, reward:FOLDER",
+            id="no annotations",
+        ),
+        pytest.param(["absent", "--judge", "."], "Try reward:.", id="a folder without its kind"),
         pytest.param(["absent", "--judge", "http://host/v1"], "--judge-model", id="no model"),
         pytest.param(
             ["absent", "--judge", "http://host/v1?key=x", "--judge-model", "m"], "url", id="a key in the address"
@@ -481,7 +501,7 @@ def test_command_without_a_key_ends_before_anything_is_made(
             "budget",
             id="no prices",
         ),
-        pytest.param(["absent", "--judge", "reward:absent"], "absent", id="no reward model"),
+        pytest.param(["absent", "--judge", "reward:unread"], "absent: got no such folder", id="no run, unread judge"),
         pytest.param(
             ["absent", "--judge", "http://host/v1", "--judge-model", "m", "--no-key"],
             "absent: got no such folder or file",

@@ -165,11 +165,14 @@ def judge_run(
         raise InvalidInputError(
             explain(str(against), got="a policy against a file of outputs", expected="two files", hint="its outputs")
         )
-    policies = {side: policy_of(path) for side, path in generated.items()}
     generation = generation or GenerationConfig()
+    policies: dict[str, Path] = {}
     rows: list[Comparison] = []
     asked: dict[str, Any] = {}
     if config is not None:
+        from mixlogit_align.alignment import hf
+
+        policies = {side: hf.resolve(str(policy_of(path))) for side, path in generated.items()}
         rows = _sampled(load_data(config.data).split("eval"), sample, seed, told)
         room = config.tokenization.max_length - config.tokenization.max_prompt_length
         asked = {
