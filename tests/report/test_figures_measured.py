@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import scipy.stats
 
 from mixlogit_align.alignment.config import (
     FrozenUpdate,
@@ -27,6 +29,7 @@ from mixlogit_align.errors import InvalidInputError
 from mixlogit_align.report.figures import (
     gains_figure,
     gains_of,
+    heterogeneity_figure,
     runtime_figure,
     subgroup_margins_figure,
     trajectory_figure,
@@ -35,7 +38,7 @@ from mixlogit_align.report.figures import (
 from mixlogit_align.report.figures.runtime import relative_seconds
 from mixlogit_align.report.figures.subgroups import MACRO, MACRO_ALL, MICRO
 from mixlogit_align.report.figures.trajectories import states_of, under_constant_gradient
-from mixlogit_align.report.files import Run
+from mixlogit_align.report.files import FITTED, Run
 
 from .made_up import DATA, DPO, GAMMA, LOGNORMAL, axes_of, evaluation, gains, measured_run, steps
 
@@ -204,6 +207,56 @@ def test_what_runs_are_held_against(tmp_path: Path) -> None:
 
 
 # --- the strength ------------------------------------------------------------------------------------
+
+
+def gamma_fits(tmp_path: Path, **fits: tuple[float, float]) -> Run:
+    """A run with gamma densities of these means and cvs, on the points that are written."""
+    low = 0.01 * min(mean for mean, _ in fits.values())
+    points = np.geomspace(low, max(mean * (1 + 4 * cv) for mean, cv in fits.values()), 200)
+    found = dict.fromkeys(FITTED) | {
+        "family": "gamma",
+        "fits": {kind: {"mean": mean, "cv": cv} for kind, (mean, cv) in fits.items()},
+        "density": {"strength": points.tolist()} | {
+            kind: scipy.stats.gamma(cv**-2, scale=mean * cv**2).pdf(points).tolist()
+            for kind, (mean, cv) in fits.items()
+        },
+    }  # fmt: skip
+    run = measured_run(tmp_path / "run", "run", GAMMA)
+    (run.path / "heterogeneity").mkdir()
+    (run.path / "heterogeneity" / "heterogeneity.json").write_text(json.dumps(found))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fits", "last", "beyond"),
+    [
+        # exponential distributions: 95 % are below mean * ln 20, and exp(-x / mean) above x
+        ({"comparison": (1.0, 1.0)}, math.log(20), ["5.0%"]),
+        ({"comparison": (1.0, 1.0), "annotator": (1.5, 1.0)}, 1.5 * math.log(20), ["1.1%", "5.0%"]),
+        # a gamma of shape 1/9 and scale 72: by mpmath, 1 - P(1/9, 2 ln 20 / 72) = 0.2054
+        ({"comparison": (8.0, 3.0), "annotator": (2.0, 1.0)}, 2 * math.log(20), ["20.5%", "5.0%"]),
+        # of a cv of 20 the 95 % quantile is far below the mean, where the axis ends then
+        ({"comparison": (1.0, 20.0)}, 1.0, None),
+    ],
+    ids=["one", "two", "a wide one", "a wide one alone"],
+)
+def test_the_axis_of_the_densities_ends_where_most_is_drawn(
+    fits: dict[str, tuple[float, float]], last: float, beyond: list[str] | None, tmp_path: Path
+) -> None:
+    figure = heterogeneity_figure(gamma_fits(tmp_path, **fits))
+    assert figure is not None
+    axes = axes_of(figure.panels[0])
+    assert axes.get_xlim() == pytest.approx((0.0, last), rel=1e-12)
+    told = re.findall(r"[\d.]+% of", figure.caption.partition("Densities are drawn")[2])
+    assert beyond is None or told == [f"{share} of" for share in beyond]
+
+
+def test_a_peak_beside_zero_leaves_the_other_density_its_room(tmp_path: Path) -> None:
+    """The exponential density begins at 0.5, the other one at 2.4 where the strength is 0.02."""
+    figure = heterogeneity_figure(gamma_fits(tmp_path, comparison=(8.0, 3.0), annotator=(2.0, 1.0)))
+    assert figure is not None
+    assert 0.45 < axes_of(figure.panels[0]).get_ylim()[1] < 1.0
+    assert "beside 0 they may rise above the panel" in figure.caption
 
 
 def test_training_logs_the_strength_before_its_step(tmp_path: Path) -> None:

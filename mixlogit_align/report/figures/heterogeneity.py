@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from mixlogit_align.report.files import Run
 
 # Fits with a distribution of strength, by their name in heterogeneity.json.
 WORDS = {"comparison": "a fresh strength for each comparison", "annotator": "one strength for each annotator"}
+DRAWN = 0.95  # of a density, at least
+WIDE = 2.0  # cv of a density whose tail, and whose peak beside 0, would leave no room for another
+EDGE = 0.02  # of the axis, beside 0, where a density may rise above the panel
 
 
 def heterogeneity_figure(run: Run, label: str | None = None) -> Figure | None:
@@ -32,7 +36,7 @@ def heterogeneity_figure(run: Run, label: str | None = None) -> Figure | None:
     if profiles is not None:
         panels.append(Panel(f"{name}-profile", "how far the data hold the spread", _profile(found, styles)))
     if densities:
-        panels.append(Panel(f"{name}-density", "fitted densities", _densities(densities, styles)))
+        panels.append(Panel(f"{name}-density", "fitted densities", _densities(found, styles)))
     if run.annotators is not None:
         panels.append(Panel(f"{name}-annotators", "strength of each annotator", _annotators(run.annotators, styles)))
     if not panels:
@@ -50,7 +54,7 @@ def heterogeneity_figure(run: Run, label: str | None = None) -> Figure | None:
         "A curve that hardly falls says that the data do not tell the spread; what lies above the dashed line is in "
         "its interval. With a fresh strength for each comparison the curve tells the shape of the log-ratios, "
         "which a policy can bend, not how people differ. Means of single annotators, given their choices, lie closer "
-        "together than the annotators do: who made few choices is drawn to the common mean.",
+        "together than the annotators do: who made few choices is drawn to the common mean." + _cut(found),
     )
 
 
@@ -78,19 +82,52 @@ def _profile(found: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
     return draw
 
 
-def _densities(densities: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
+def _densities(found: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
+    densities, last = found["density"], _last(found)
     grid = densities["strength"]
+    drawn = [kind for kind in WORDS if kind in densities]
+    seen = [densities[kind][i] for kind in drawn for i, x in enumerate(grid) if EDGE * last <= x <= last]
 
     def draw(axes: Any) -> None:
-        for kind in WORDS:
-            if kind in densities:
-                axes.plot(grid, densities[kind], **styles[kind])
-        axes.set_ylim(0, None)
-        axes.set_xlim(0, grid[-1])
+        for kind in drawn:
+            axes.plot(grid, densities[kind], **styles[kind])
+        axes.set_ylim(0, 1.05 * max(seen))
+        axes.set_xlim(0, last)
         axes.set_xlabel("strength")
         axes.set_ylabel("density")
 
     return draw
+
+
+def _last(found: Mapping[str, Any]) -> float:
+    """Where the densities' axis ends: most of each is before it, but of those that are too wide."""
+    fitted = _fitted(found)
+    ends = {kind: float(max(fit.ppf(DRAWN), fit.mean())) for kind, fit in fitted.items()}
+    narrow = [end for kind, end in ends.items() if found["fits"][kind]["cv"] <= WIDE]
+    return min(max(narrow) if narrow else min(ends.values()), float(found["density"]["strength"][-1]))
+
+
+def _cut(found: Mapping[str, Any]) -> str:
+    """How much of each density is not drawn."""
+    if not found["density"]:
+        return ""
+    last = _last(found)
+    beyond = " and ".join(f"{fit.sf(last):.1%} of {WORDS[kind]}" for kind, fit in _fitted(found).items())
+    return f" Densities are drawn up to {last:.3g}, beyond which lie {beyond}; beside 0 they may rise above the panel."
+
+
+def _fitted(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The distributions whose densities there are, by their mean and cv."""
+    from scipy import stats
+
+    made = {}
+    for kind in (kind for kind in WORDS if kind in found["density"]):
+        mean, square = found["fits"][kind]["mean"], found["fits"][kind]["cv"] ** 2
+        if found["family"] == "gamma":
+            made[kind] = stats.gamma(1 / square, scale=mean * square)
+        else:
+            made[kind] = stats.lognorm(math.log1p(square) ** 0.5, scale=mean / (1 + square) ** 0.5)
+    return made
 
 
 def _annotators(columns: Mapping[str, Any], styles: Mapping[str, Any]) -> Draw:
