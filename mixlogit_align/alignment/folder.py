@@ -27,6 +27,7 @@ WRITTEN = (
     "evaluation.json", "pairs.parquet", "gains-over-*.json", "winrate-*", "heterogeneity", "report.html",
     ".*.new", ".*.partial",
 )  # fmt: skip
+BEGUN = ".config.yaml.new"  # all that there is of a run that was killed before it had settings
 
 
 class RunFolder:
@@ -122,7 +123,7 @@ class RunFolder:
                 explain("out", got=f"{self.path}, which is a file", expected="a new folder", hint="another `out`")
             )
         found = sorted(self.path.iterdir()) if self.path.exists() else []
-        others = [path.name for path in found if not (holds_run and _of_a_run(path))]
+        others = [path.name for path in found if not (_of_a_run(path) if holds_run else path.name == BEGUN)]
         if others and (replace or not holds_run):
             named = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
             raise InvalidInputError(

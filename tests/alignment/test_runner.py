@@ -328,6 +328,11 @@ def test_a_folder_that_holds_no_run_is_refused_and_left_alone(tmp_path, option):
     assert [path.name for path in (tmp_path / "figs").iterdir()] == ["thesis.pdf"]
 
 
+def test_a_run_that_was_killed_before_it_had_settings_is_begun_again(tmp_path):
+    (tmp_path / ".config.yaml.new").write_text("data: {sou")
+    assert RunFolder(tiny_config(tmp_path), World()).found(overwrite=False, resume=True) == "new"
+
+
 def test_the_seconds_of_a_run_hold_those_of_compiling(tmp_path, monkeypatch):
     """Also the first, of the line that shows whether this machine can compile; here it takes 1000 seconds."""
     ahead = [0.0]
