@@ -79,16 +79,13 @@ def table(family: str, cv: float, annotators: int, each: int, seed: int) -> pd.D
     """Judged pairs of annotators whose strengths have this mean and cv."""
     mean = torch.tensor(MEAN, dtype=torch.float64)
     mixing = mixing_of_mean_cv(family, mean, mean.new_tensor(cv)) if cv else dist.Delta(mean)
-    sample = simulate_choices(
+    return simulate_choices(
         mixing,
         num_individuals=annotators,
         num_situations=each,
         attribute=dist.Normal(mean.new_zeros(()), SPREAD),
         seed=seed,
-    )
-    x = sample.attributes
-    difference = (x[..., 1] - x[..., 0]) * (2 * sample.choice - 1)
-    return pd.DataFrame({COLUMN: difference.flatten().numpy(), ANNOTATOR: sample.data.individual.numpy()})
+    ).logratios
 
 
 def measure(cell: Cell, seed: int) -> dict[str, Found]:

@@ -102,6 +102,27 @@ class SimulatedChoices:
         columns |= {name: data.attribute(name)[situation, alternative].numpy() for name in data.variables}
         return pd.DataFrame(columns | {"choice": (data.choice[situation] == alternative).long().numpy()})
 
+    @property
+    def logratios(self) -> pd.DataFrame:
+        """Judged pairs, as :meth:`ChoiceData.from_logratios` reads them: annotator_id, and logratio_diff in utilities.
+
+        One row a situation; the difference in the attribute is that of the chosen less that of the other alternative.
+
+        Raises
+        ------
+        InvalidInputError
+            If there are several coefficients, or situations with other than two alternatives.
+        """
+        import pandas as pd
+
+        data, x = self.data, self.data.attribute(self._only())
+        if data.available.shape[1] != 2 or not bool(data.available.all()):
+            got = f"{data.available.shape[1]} alternatives, {int(data.available.sum(1).min())} or more available"
+            raise InvalidInputError(explain("situations", got=got, expected="two in each", hint="num_alternatives=2"))
+        difference = (x[:, 1] - x[:, 0]) * (2 * data.choice - 1)
+        people = [data.individuals[n] for n in data.individual.tolist()]
+        return pd.DataFrame({"annotator_id": people, "logratio_diff": difference.numpy()})
+
     def _only(self) -> str:
         if len(self.coefficients) != 1:
             raise InvalidInputError(

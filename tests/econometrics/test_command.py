@@ -159,10 +159,7 @@ def test_fit_by_formula(run: Run, tmp_path: Path) -> None:
 def test_fit_of_log_ratios(run: Run, tmp_path: Path) -> None:
     sample = simulate_choices({"x.loc": 0.0, "x.scale": 0.5}, random={"x": "lognormal"}, num_individuals=80,
                               num_situations=6, seed=2)  # fmt: skip
-    x = sample.attributes
-    difference = (x[..., 1] - x[..., 0]) * (2 * sample.choice - 1)
-    frame = pd.DataFrame({"logratio_diff": difference.flatten(), "annotator_id": sample.data.individual})
-    frame.to_parquet(tmp_path / "log_ratios.parquet")
+    sample.logratios.to_parquet(tmp_path / "log_ratios.parquet")
     line = "fit log_ratios.parquet --logratios --individual annotator_id --random logratio_diff=lognormal --out f"
     assert run(line)[0] == cli.PASSED
     theirs = MixedLogitModel(sample.data, random={"x": "lognormal"}).fit()

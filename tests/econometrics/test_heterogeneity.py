@@ -43,21 +43,16 @@ def table(family: str, cv: float, annotators: int, each: int, seed: int) -> pd.D
     """Judged pairs of annotators of known strength."""
     mean = torch.tensor(MEAN, dtype=torch.float64)
     mixing = mixing_of_mean_cv(family, mean, mean.new_tensor(cv)) if cv else dist.Delta(mean)
-    sample = simulate_choices(
+    frame = simulate_choices(
         mixing,
         num_individuals=annotators,
         num_situations=each,
         attribute=dist.Normal(mean.new_zeros(()), SPREAD),
         seed=seed,
-    )
-    x = sample.attributes
-    difference = (x[..., 1] - x[..., 0]) * (2 * sample.choice - 1)
-    return pd.DataFrame(
-        {
-            "logratio_diff": difference.flatten().numpy(),
-            "annotator_id": [f"annotator {code}" for code in sample.data.individual.tolist()],
-        }
-    )
+    ).logratios
+    return frame.assign(annotator_id=[f"annotator {code}" for code in frame["annotator_id"]])[
+        ["logratio_diff", "annotator_id"]
+    ]
 
 
 @cache

@@ -327,3 +327,14 @@ def test_an_attribute_may_not_be_called_as_a_column_of_the_table() -> None:
     sample = simulate_choices({"choice": 1.0}, fixed=["choice"], num_individuals=5, seed=0)
     with pytest.raises(InvalidInputError, match=r"attributes: got \['choice'\]"):
         _ = sample.frame
+
+
+def test_pairs_as_log_ratios_are_the_choices_of_the_long_table():
+    truth, random = {"x.loc": 0.0, "x.scale": 0.5}, {"x": "lognormal"}
+    sample = simulate_choices(truth, random=random, num_individuals=7, num_situations=3, seed=4)
+    wide = sample.frame.pivot(index="situation", columns="choice", values="x")  # 1: chosen, 0: the other
+    assert sample.logratios["logratio_diff"].tolist() == (wide[1] - wide[0]).tolist()
+    assert sample.logratios["annotator_id"].tolist() == sample.frame["individual"][::2].tolist()
+    three = simulate_choices(truth, random=random, num_individuals=7, num_alternatives=3, seed=4)
+    with pytest.raises(InvalidInputError, match=r"3 alternatives.*expected two in each"):
+        _ = three.logratios
