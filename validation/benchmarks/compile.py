@@ -10,19 +10,31 @@ and exits with 1 where the two do not agree, or another length is compiled anew.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 from pathlib import Path
 
 import torch
-from overhead import CPU, CUDA, DPO, PROMPT, QUICK, RESPONSE, Architecture, build, median_interval, random_rows, steps
+from overhead import (
+    CPU,
+    CUDA,
+    DPO,
+    PROMPT,
+    QUICK,
+    RESPONSE,
+    Architecture,
+    build,
+    median_interval,
+    random_rows,
+    read_options,
+    steps,
+)
 from overhead import timed as timed_steps
 from torch import Tensor
 from torch._inductor import config as inductor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from _report import REPORTS, Report
+from _report import Report
 
 from mixlogit_align.alignment import SequenceLogProbs
 from mixlogit_align.alignment.compilation import CompileClock, compile_blocks, compiling, require_compiler, try_compiled
@@ -97,14 +109,8 @@ def study(
 
 def main() -> int:
     """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each kind")
-    parser.add_argument("--quick", action="store_true", help="a tiny policy")
-    parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
-    options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        print("skipped: no CUDA device")
+    options = read_options(__doc__, "a tiny policy")
+    if options is None:
         return 0
     on_gpu = options.device == "cuda"
     report = Report(

@@ -328,16 +328,24 @@ def study(report: Report, name: str, architecture: Architecture, rounds: int, wo
     )  # fmt: skip
 
 
-def main() -> int:
-    """Run the study."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def read_options(description: str | None, quick: str) -> argparse.Namespace | None:
+    """The command line of a benchmark of training steps; None, and a word about it, where its device is not there."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=20, help="steps of each method")
-    parser.add_argument("--quick", action="store_true", help="a tiny policy and no bar")
+    parser.add_argument("--rounds", type=int, default=20, help="steps of each kind")
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--out", type=Path, default=REPORTS, help="folder of the reports")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         print("skipped: no CUDA device")
+        return None
+    return options
+
+
+def main() -> int:
+    """Run the study."""
+    options = read_options(__doc__, "a tiny policy and no bar")
+    if options is None:
         return 0
     on_gpu = options.device == "cuda"
     report = Report(
